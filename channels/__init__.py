@@ -1,0 +1,1 @@
+"""The channels that ship with the engine, one module each, offline and online half together."""

@@ -1,0 +1,57 @@
+"""What several commands share: options of one name and meaning, and what they stand for."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+
+if TYPE_CHECKING:
+    from engine.config import Config
+    from engine.data.snapshot import SnapshotStore
+
+Id: TypeAlias = int | str
+"""An item's or a user's id, of the kind that the catalogue has."""
+
+ConfigOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", "-c", help="Configuration file (TOML). Default: the one that ships with the package."
+    ),
+]
+StoreOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--store", "-s", help="Folder of the snapshots. Default: store.path of the configuration."),
+]
+
+
+def settings(config: Path | None, store: Path | None) -> tuple[Config, SnapshotStore]:
+    """Return the configuration that a command's options mean, and its store.
+
+    Raises:
+        ConfigError: the configuration is wrong.
+    """
+    from engine.config import load_config
+    from engine.data.snapshot import SnapshotStore
+
+    loaded = load_config(config)
+    if store is not None:
+        loaded = loaded.model_copy(update={"store": loaded.store.model_copy(update={"path": store})})
+    return loaded, SnapshotStore(loaded.store.path)
+
+
+def parse_id(text: str, strings: bool) -> Id:
+    """Return an id as the catalogue has it: a number, unless it is not one or `strings` says so."""
+    if strings or not text.removeprefix("-").isdecimal():
+        return text
+    return int(text)
+
+
+def start_logging(level: int = logging.INFO) -> None:
+    """Send the log to standard error, a line per record."""
+    logging.basicConfig(
+        level=level, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )

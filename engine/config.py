@@ -1,0 +1,284 @@
+"""The configuration: one commented TOML file, typed, unknown keys refused."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError
+
+from engine.core.channel import Channel
+from engine.core.errors import ConfigError
+from engine.core.filter import Filter
+from engine.core.merge import MergeMode
+from engine.core.options import Options
+from engine.plugins import channel_class, filter_class
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+
+
+class StoreConfig(Options):
+    """Where things are and how much is kept."""
+
+    path: Path = Path("recall-data")
+    """Folder of the snapshots and releases."""
+
+    keep_releases: int = Field(default=3, ge=1, le=1000)
+    """Releases kept by the garbage collection after a build."""
+
+
+class ServerConfig(Options):
+    """The gRPC server."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on."""
+
+    port: int = Field(default=50051, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+
+    max_batch: int = Field(default=16, ge=1, le=1024)
+    """Requests that may go down the pipeline together."""
+
+    max_queue: int = Field(default=1024, ge=1)
+    """Requests that may wait; one beyond is refused with RESOURCE_EXHAUSTED."""
+
+    max_limit: int = Field(default=5000, ge=1, le=100_000)
+    """The largest `limit` that a request may ask for."""
+
+    reserve_ms: float = Field(default=2.0, ge=0)
+    """Part of a request's deadline kept for merging and encoding: no channel starts inside it."""
+
+    drain_seconds: float = Field(default=10.0, ge=0)
+    """After SIGTERM: how long requests in flight may take."""
+
+
+class HistoryConfig(Options):
+    """The stored user history."""
+
+    keep: int = Field(default=1000, ge=1, le=100_000)
+    """Items kept per user, newest first."""
+
+
+def _merge_mode(value: Any) -> Any:
+    if isinstance(value, str) and value.upper() in MergeMode.__members__:
+        return MergeMode[value.upper()]
+    raise ValueError(f"expected one of {', '.join(mode.name.lower() for mode in MergeMode)}, got {value!r}")
+
+
+class SceneConfig(Options):
+    """A scene: which channels answer, how their candidates are merged and what is filtered."""
+
+    quotas: dict[Name, Annotated[int, Field(ge=0, le=100_000)]] = Field(min_length=1)
+    """Quota per channel; the order is the merge order. A channel of quota 0 only backfills."""
+
+    limit: int = Field(default=300, ge=1, le=100_000)
+    """Candidates returned where the request does not say."""
+
+    merge: Annotated[MergeMode, BeforeValidator(_merge_mode)] = Field(
+        default=MergeMode.QUOTA, validate_default=False
+    )
+    """`quota`, `snake` or `rank_fusion`; see engine/core/merge.py."""
+
+    weights: dict[Name, Annotated[float, Field(gt=0)]] = {}
+    """Weight per channel in the merge score; 1 where absent."""
+
+    rank_constant: float = Field(default=60.0, gt=0)
+    """Constant of the reciprocal-rank score."""
+
+    filters: tuple[Name, ...] = ("seen", "excluded")
+    """Filters, in the order they are asked."""
+
+    fallback: tuple[Name, ...] = ("popular", "fresh")
+    """Channels asked only where the others leave the answer short, in this order."""
+
+
+class Config(Options):
+    """The whole configuration, with each component's options already typed."""
+
+    store: StoreConfig = StoreConfig()
+    server: ServerConfig = ServerConfig()
+    history: HistoryConfig = HistoryConfig()
+    interest: dict[str, Annotated[float, Field(ge=0, le=1e6)]]
+    """Points per event kind; an event of no or 0 points says nothing about interest."""
+
+    min_rating: float | None = None
+    """Ratings below this say nothing about interest."""
+
+    channels: dict[Name, Any]
+    """Options per channel instance."""
+
+    filters: dict[Name, Any] = {}
+    """Options per filter."""
+
+    scenes: dict[Name, SceneConfig] = Field(min_length=1)
+
+    channel_types: dict[str, str] = {}
+    """Channel name -> entry point; filled from `type`, which defaults to the name."""
+
+    def channel(self, name: str) -> tuple[type[Channel], Options]:
+        """Return the class and the options of a declared channel."""
+        return channel_class(self.channel_types[name]), self.channels[name]
+
+    def filter(self, name: str) -> tuple[type[Filter], Options]:
+        """Return the class and the options of a filter; one that is not declared has its defaults."""
+        loaded = filter_class(name)
+        options = self.filters.get(name)
+        return loaded, options if options is not None else loaded.Config()
+
+    def with_channel_options(self, changes: dict[str, dict[str, Any]], field: str = "params") -> Config:
+        """Return a copy with some channels' options replaced; ConfigError names what does not fit."""
+        channels = dict(self.channels)
+        for name, values in changes.items():
+            if name not in channels:
+                raise ConfigError(
+                    f"no channel is called {name!r}; known: {', '.join(channels)}", f"{field}.{name}"
+                )
+            merged = {**channels[name].model_dump(exclude_unset=True), **values}
+            channels[name] = _typed(type(channels[name]), merged, f"{field}.{name}")
+        return self.model_copy(update={"channels": channels})
+
+
+SECTIONS = ("store", "server", "history", "interest", "min_rating", "channels", "filters", "scenes")
+
+
+def default_config_path() -> Path:
+    """Return the commented configuration that ships with the package."""
+    return Path(__file__).with_name("recall.toml")
+
+
+def load_config(path: Path | None = None) -> Config:
+    """Read a configuration file, or the one that ships with the package.
+
+    Raises:
+        ConfigError: one sentence naming the key (dotted path) and what was expected.
+    """
+    path = path or default_config_path()
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", str(path)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"is not valid TOML: {error}", str(path)) from error
+    return parse_config(raw)
+
+
+def parse_config(raw: dict[str, Any]) -> Config:
+    """Turn a parsed TOML document into a checked configuration; errors as in `load_config`."""
+    for key in raw:
+        if key not in SECTIONS:
+            raise ConfigError(f"unknown key; known: {', '.join(SECTIONS)}", key)
+    raw = dict(raw)
+    for section in ("channels", "filters"):
+        table = raw.get(section, {})
+        if not isinstance(table, dict):
+            raise ConfigError("expected a table", section)
+        for name, value in table.items():
+            if not isinstance(value, dict):
+                raise ConfigError("expected a table", f"{section}.{name}")
+    types: dict[str, str] = {}
+    channels: dict[str, Options] = {}
+    for name, values in raw.get("channels", {}).items():
+        values = dict(values)
+        kind = values.pop("type", name)
+        if not isinstance(kind, str):
+            raise ConfigError("expected the name of a channel plugin", f"channels.{name}.type")
+        try:
+            loaded = channel_class(kind)
+        except ConfigError as error:
+            raise ConfigError(str(error), f"channels.{name}") from error
+        types[name] = kind
+        channels[name] = _typed(loaded.Config, values, f"channels.{name}")
+    filters: dict[str, Options] = {}
+    for name, values in raw.get("filters", {}).items():
+        try:
+            filters[name] = _typed(filter_class(name).Config, values, f"filters.{name}")
+        except ConfigError as error:
+            raise ConfigError(str(error), "" if error.field else f"filters.{name}") from error
+    raw |= {"channels": channels, "filters": filters, "channel_types": types}
+    config = _typed(Config, raw, "")
+    errors = [problem for problem in cross_check(config) if problem.severity == "error"]
+    if errors:
+        raise ConfigError(errors[0].text, errors[0].field)
+    return config
+
+
+def _typed(model: type[Any], values: dict[str, Any], field: str) -> Any:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join([*([field] if field else []), *(str(part) for part in first["loc"])])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(name for name in model.model_fields)
+            raise ConfigError(f"unknown key; known: {known}", path) from error
+        raise ConfigError(
+            f"{first['msg'].removeprefix('Value error, ')} (got {first['input']!r})", path
+        ) from error
+
+
+class Finding(Options):
+    """One thing that the lint has to say."""
+
+    severity: Literal["error", "warning"]
+    field: str
+    text: str
+
+
+def cross_check(config: Config) -> Iterator[Finding]:
+    """Cross-reference every name: errors are refused at load, warnings are for `recall check`."""
+    used: set[str] = set()
+    if not any(points > 0 for points in config.interest.values()):
+        yield Finding(
+            severity="error", field="interest", text="no event kind has points, so nobody likes anything"
+        )
+    for scene_name, scene in config.scenes.items():
+        at = f"scenes.{scene_name}"
+        for key, names in (
+            ("quotas", tuple(scene.quotas)),
+            ("fallback", scene.fallback),
+            ("weights", tuple(scene.weights)),
+        ):
+            for name in names:
+                used.add(name)
+                if name not in config.channels:
+                    text = f"no channel is called {name!r}; declared: {', '.join(config.channels) or 'none'}"
+                    yield Finding(severity="error", field=f"{at}.{key}.{name}", text=text)
+        for name in scene.filters:
+            try:
+                config.filter(name)
+            except ConfigError as error:
+                yield Finding(severity="error", field=f"{at}.filters", text=str(error))
+        for name in scene.fallback:
+            if name in scene.quotas:
+                text = f"{name!r} has a quota too; a channel is either asked always or only as a fallback"
+                yield Finding(severity="error", field=f"{at}.fallback", text=text)
+        for name in scene.weights:
+            if name not in scene.quotas and name not in scene.fallback:
+                text = f"{name!r} is no channel of the scene"
+                yield Finding(severity="error", field=f"{at}.weights.{name}", text=text)
+        for label, names in (("fallback", scene.fallback), ("filters", scene.filters)):
+            if len(set(names)) != len(names):
+                yield Finding(severity="error", field=f"{at}.{label}", text="names one component twice")
+        if scene.limit > config.server.max_limit:
+            text = f"{scene.limit} is above server.max_limit, {config.server.max_limit}"
+            yield Finding(severity="error", field=f"{at}.limit", text=text)
+        total = sum(scene.quotas.values())
+        if total == 0:
+            yield Finding(severity="error", field=f"{at}.quotas", text="every quota is 0")
+        elif total < scene.limit:
+            text = f"quotas sum to {total}, below the limit of {scene.limit}: the rest is backfilled"
+            yield Finding(severity="warning", field=f"{at}.quotas", text=text)
+        elif total > scene.limit and scene.merge is not MergeMode.RANK_FUSION:
+            text = f"quotas sum to {total}, above the limit of {scene.limit}: they shrink in proportion"
+            yield Finding(severity="warning", field=f"{at}.quotas", text=text)
+        if not scene.fallback:
+            text = "no fallback: an unknown user gets an empty answer"
+            yield Finding(severity="warning", field=f"{at}.fallback", text=text)
+    for name in config.channels:
+        if name not in used:
+            yield Finding(severity="warning", field=f"channels.{name}", text="declared, but no scene uses it")
+    for name in config.filters:
+        if not any(name in scene.filters for scene in config.scenes.values()):
+            yield Finding(severity="warning", field=f"filters.{name}", text="declared, but no scene uses it")

@@ -1,0 +1,1 @@
+"""Ground floor: contracts, columns, kernels and the merge. Pure: no files, no network."""

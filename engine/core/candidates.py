@@ -1,0 +1,163 @@
+"""Candidates as columns: what a channel answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numba import njit
+
+from engine.core.errors import ContractError
+from engine.core.types import NO_ROW, Float32Array, Int32Array, Int64Array
+
+
+class TriggerKind(IntEnum):
+    """What a channel's trigger column holds rows of. Values are those of recall.v1.TriggerKind."""
+
+    NONE = 0
+    ITEM = 1
+    USER = 2
+    AUTHOR = 3
+    CLUSTER = 4
+    PATH = 5
+    CELL = 6
+
+
+class ChannelStatus(IntEnum):
+    """How a channel fared for one query. Values are those of recall.v1.ChannelStatus."""
+
+    OK = 1
+    EMPTY = 2
+    TIMEOUT = 3
+    ERROR = 4
+    SKIPPED = 5
+    GATED = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """One query's answer from one channel, best first.
+
+    Attributes:
+        rows: int32[m], catalogue rows, each at most once.
+        scores: float32[m], finite, never increasing, in the channel's own unit.
+        triggers: int32[m], rows of the channel's trigger kind, or -1 where nothing particular caused it.
+    """
+
+    rows: Int32Array
+    scores: Float32Array
+    triggers: Int32Array
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateBatch:
+    """The answers to a batch of queries, end to end: query q owns [offsets[q], offsets[q + 1]) of every column."""
+
+    rows: Int32Array
+    scores: Float32Array
+    triggers: Int32Array
+    offsets: Int64Array
+
+    @classmethod
+    def empty(cls, size: int) -> CandidateBatch:
+        """Return the answer "nothing" to `size` queries."""
+        return cls(
+            np.empty(0, np.int32),
+            np.empty(0, np.float32),
+            np.empty(0, np.int32),
+            np.zeros(size + 1, np.int64),
+        )
+
+    @classmethod
+    def of(cls, answers: list[Candidates]) -> CandidateBatch:
+        """Put single answers end to end."""
+        if not answers:
+            return cls.empty(0)
+        offsets = np.zeros(len(answers) + 1, np.int64)
+        np.cumsum([answer.rows.size for answer in answers], out=offsets[1:])
+        return cls(
+            np.concatenate([answer.rows for answer in answers]).astype(np.int32, copy=False),
+            np.concatenate([answer.scores for answer in answers]).astype(np.float32, copy=False),
+            np.concatenate([answer.triggers for answer in answers]).astype(np.int32, copy=False),
+            offsets,
+        )
+
+    def query(self, q: int) -> Candidates:
+        """Return query q's share, without copying."""
+        part = slice(int(self.offsets[q]), int(self.offsets[q + 1]))
+        return Candidates(self.rows[part], self.scores[part], self.triggers[part])
+
+
+def check_contract(
+    answer: CandidateBatch, k: Int32Array, items: int, channel: str, trigger_rows: int | None = None
+) -> None:
+    """Hold a channel's answer to the contract of `Candidates`.
+
+    Args:
+        answer: what the channel returned.
+        k: int32[n], how many it was asked for, per query.
+        items: rows in the catalogue.
+        channel: its name, for the error.
+        trigger_rows: rows in the index that its triggers are rows of; None where no index is.
+
+    Raises:
+        ContractError: naming the channel and the first rule it broke.
+    """
+    for name, column, dtype in (
+        ("rows", answer.rows, np.int32),
+        ("scores", answer.scores, np.float32),
+        ("triggers", answer.triggers, np.int32),
+    ):
+        if column.dtype != dtype or column.ndim != 1:
+            raise ContractError(
+                f"channel {channel!r}: {name} must be a 1-d {np.dtype(dtype)} array, got {column.dtype}"
+            )
+    if (
+        answer.offsets.shape != (k.size + 1,)
+        or answer.offsets[0] != 0
+        or answer.offsets[-1] != answer.rows.size
+    ):
+        raise ContractError(
+            f"channel {channel!r}: offsets must run from 0 to {answer.rows.size} in {k.size + 1} steps"
+        )
+    if not (answer.rows.size == answer.scores.size == answer.triggers.size):
+        raise ContractError(f"channel {channel!r}: rows, scores and triggers must have one length")
+    most = np.iinfo(np.int32).max if trigger_rows is None else trigger_rows - 1
+    broken = _broken_rule(answer.rows, answer.scores, answer.triggers, answer.offsets, k, items, most)
+    if broken >= 0:
+        raise ContractError(f"channel {channel!r}: {_RULES[broken]}")
+
+
+_RULES = (
+    "offsets must not decrease",
+    "returned more candidates than it was asked for",
+    "returned a row outside the catalogue",
+    "returned a negative trigger other than -1",
+    "returned a score that is not finite",
+    "scores must not increase within a query",
+    "returned a trigger outside the index of its kind",
+)
+
+
+@njit(nogil=True, cache=True)
+def _broken_rule(rows, scores, triggers, offsets, k, items, most):  # type: ignore[no-untyped-def]
+    """Return the number of the first broken rule, or -1."""
+    for q in range(k.size):
+        if offsets[q + 1] < offsets[q]:
+            return 0
+        if offsets[q + 1] - offsets[q] > k[q]:
+            return 1
+    for q in range(k.size):
+        for p in range(offsets[q], offsets[q + 1]):
+            if rows[p] < 0 or rows[p] >= items:
+                return 2
+            if triggers[p] < NO_ROW:
+                return 3
+            if not np.isfinite(scores[p]):
+                return 4
+            if p > offsets[q] and scores[p] > scores[p - 1]:
+                return 5
+            if triggers[p] > most:
+                return 6
+    return -1

@@ -1,0 +1,154 @@
+"""The channel contract: an offline half that builds a snapshot, an online half that answers from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+import numpy as np
+
+from engine.core.candidates import CandidateBatch, Candidates, TriggerKind
+from engine.core.interactions import Interactions
+from engine.core.options import Options
+from engine.core.query import Query, QueryBatch
+from engine.core.types import AnyArray, Int32Array
+
+
+class ArrayAppender(Protocol):
+    """Writes one array of a snapshot piece by piece."""
+
+    def append(self, part: AnyArray) -> None:
+        """Write `part` behind what is there."""
+
+
+class SnapshotSink(Protocol):
+    """Where a build puts its arrays."""
+
+    def write(self, name: str, array: AnyArray) -> None:
+        """Write one whole array."""
+
+    def appender(self, name: str, dtype: Any) -> AbstractContextManager[ArrayAppender]:
+        """Open a 1-d array of unknown length for writing piece by piece; it is complete when the context ends."""
+
+
+class Progress(Protocol):
+    """How a build tells how far it is."""
+
+    def start(self, task: str, total: int) -> None:
+        """Begin a task of `total` units of work; ends the one before."""
+
+    def advance(self, amount: int = 1) -> None:
+        """Say that `amount` more units are done."""
+
+
+class SilentProgress:
+    """Tells nobody."""
+
+    def start(self, task: str, total: int) -> None:
+        """Do nothing."""
+
+    def advance(self, amount: int = 1) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuildContext:
+    """What a build is made from.
+
+    Attributes:
+        interactions: the interest matrix.
+        item_columns: columns of the catalogue by name (numeric ones as arrays of [items]).
+        now: seconds since the epoch that ages are measured from: the last event's time, never the clock, so that
+            a build can be repeated.
+        sink: where the arrays go.
+        progress: whom to tell.
+        threads: how many cores may be used.
+    """
+
+    interactions: Interactions
+    item_columns: Mapping[str, AnyArray]
+    now: int
+    sink: SnapshotSink
+    progress: Progress
+    threads: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadContext:
+    """What a channel is loaded from: its snapshot's arrays (memory-mapped, read-only) and the sizes around it."""
+
+    arrays: Mapping[str, AnyArray]
+    items: int
+    users: int
+
+
+class Channel:
+    """A source of candidates.
+
+    A plugin subclasses this, sets `Config`, and implements `load` with either `recall` (one query; the framework
+    loops) or `recall_batch`. One that is built from data implements `build` too. Timing, error policy, contract checks
+    and reports are the framework's.
+    """
+
+    Config: ClassVar[type[Options]] = Options
+    """The options of this channel; unknown keys are refused."""
+
+    trigger_kind: ClassVar[TriggerKind] = TriggerKind.NONE
+    """What the trigger column holds rows of."""
+
+    needs_build: ClassVar[bool] = True
+    """Whether `build` must have run; one that needs no snapshot sets this to False."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    @classmethod
+    def build(cls, config: Any, context: BuildContext) -> None:
+        """Make the snapshot: write arrays to `context.sink`.
+
+        Raises:
+            BuildError: if the data lacks what this channel needs.
+        """
+        raise NotImplementedError(f"{cls.__name__} sets needs_build but has no build()")
+
+    @classmethod
+    def load(cls, config: Any, context: LoadContext) -> Self:
+        """Return a channel that answers from the snapshot."""
+        del context
+        return cls(config)
+
+    def enable(self, query: Query) -> bool:
+        """Gate: whether to run for this query. Overriding it costs a Python call per query."""
+        del query
+        return True
+
+    def recall(self, query: Query, k: int) -> Candidates:
+        """Answer one query with at most k candidates, best first. See `Candidates` for the rules."""
+        raise NotImplementedError(f"{type(self).__name__} implements neither recall() nor recall_batch()")
+
+    def recall_batch(self, batch: QueryBatch, k: Int32Array) -> CandidateBatch:
+        """Answer every query of a batch.
+
+        Args:
+            batch: the queries.
+            k: int32[n], how many candidates at most, per query; 0 asks for none.
+
+        Returns:
+            Per query the best candidates, scores never increasing, ties by catalogue row.
+        """
+        nothing = Candidates(np.empty(0, np.int32), np.empty(0, np.float32), np.empty(0, np.int32))
+        return CandidateBatch.of(
+            [self.recall(batch.query(q), int(k[q])) if k[q] > 0 else nothing for q in range(len(batch))]
+        )
+
+
+def gates(channel: Channel) -> bool:
+    """Whether the channel overrides `enable`, so that the framework must ask it for each query."""
+    return type(channel).enable is not Channel.enable
+
+
+def iterate_gate(channel: Channel, batch: QueryBatch) -> Iterator[bool]:
+    """Ask the gate for each query."""
+    return (channel.enable(batch.query(q)) for q in range(len(batch)))

@@ -1,0 +1,251 @@
+"""The neighbour gather: triggers x their neighbour lists -> summed scores -> best k. Heart of every neighbour channel."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+from numba import njit
+
+from engine.core.candidates import CandidateBatch
+from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
+
+_EMPTY_SLOT_EPOCH = 0
+
+
+class _Scratch(threading.local):
+    """Per-thread tables of the gather, grown on demand and never cleared: a slot is live only in its own epoch."""
+
+    def __init__(self) -> None:
+        self.epoch = np.zeros(1, np.int64)
+        self.resize(1 << 12)
+
+    def resize(self, capacity: int) -> None:
+        self.tags = np.zeros(capacity, np.int64)
+        self.slots = np.empty(capacity, np.int32)
+        half = capacity // 2
+        self.rows = np.empty(half, np.int32)
+        self.sums = np.empty(half, np.float32)
+        self.best = np.empty(half, np.float32)
+        self.triggers = np.empty(half, np.int32)
+        self.keys = np.empty(half, np.uint64)
+        self.epoch[0] = _EMPTY_SLOT_EPOCH
+
+
+_scratch = _Scratch()
+
+
+def gather_top_k(
+    trigger_offsets: Int64Array,
+    trigger_rows: Int32Array,
+    trigger_weights: Float32Array,
+    indptr: AnyArray,
+    neighbours: Int32Array,
+    similarities: Float32Array,
+    last_n: int,
+    width: int,
+    k: Int32Array,
+) -> CandidateBatch:
+    """Sum weight x similarity over every trigger's neighbours and keep the k best items per query.
+
+    score(j) = sum over triggers i of weight(i) * sim(i, j); an item reached from several triggers adds up, and its
+    trigger is the one that gave most (the earlier of equals).
+
+    Args:
+        trigger_offsets: int64[n + 1]; query q's triggers are [trigger_offsets[q], trigger_offsets[q + 1]).
+        trigger_rows: int32[t], rows of the neighbour lists; a row outside [0, lists) has no neighbours.
+        trigger_weights: float32[t]; a trigger of weight 0 is passed over.
+        indptr: int64[lists + 1], where each list begins.
+        neighbours: int32[m], item rows; similarities: float32[m]; both best first within a list.
+        last_n: how many triggers of a query are used, from the front.
+        width: how many neighbours of a list are used, from the front.
+        k: int32[n], how many items to keep per query.
+
+    Returns:
+        The best items of each query, ties by row; triggers are trigger rows.
+    """
+    scratch = _scratch
+    need = _largest_gather(trigger_offsets, trigger_rows, indptr, last_n, width)
+    if need > scratch.rows.size:
+        scratch.resize(1 << int(2 * need - 1).bit_length())
+    room = int(np.minimum(k, need).sum())
+    rows = np.empty(room, np.int32)
+    scores = np.empty(room, np.float32)
+    triggers = np.empty(room, np.int32)
+    offsets = np.zeros(k.size + 1, np.int64)
+    _gather(
+        trigger_offsets, trigger_rows, trigger_weights, indptr, neighbours, similarities, last_n, width, k,
+        scratch.epoch, scratch.tags, scratch.slots, scratch.rows, scratch.sums, scratch.best, scratch.triggers,
+        scratch.keys, rows, scores, triggers, offsets,
+    )  # fmt: skip
+    total = int(offsets[-1])
+    return CandidateBatch(rows[:total], scores[:total], triggers[:total], offsets)
+
+
+@njit(nogil=True, cache=True)
+def _largest_gather(trigger_offsets, trigger_rows, indptr, last_n, width):  # type: ignore[no-untyped-def]
+    """Return the most neighbours that one query of the batch touches."""
+    lists = indptr.size - 1
+    most = 1
+    for q in range(trigger_offsets.size - 1):
+        touched = 0
+        for t in range(trigger_offsets[q], min(trigger_offsets[q + 1], trigger_offsets[q] + last_n)):
+            i = trigger_rows[t]
+            if 0 <= i < lists:
+                touched += min(indptr[i + 1] - indptr[i], width)
+        most = max(most, touched)
+    return most
+
+
+@njit(nogil=True, cache=True)
+def _gather(  # type: ignore[no-untyped-def]
+    trigger_offsets, trigger_rows, trigger_weights, indptr, neighbours, similarities, last_n, width, k,
+    epoch_cell, tags, slots, rows, sums, best, triggers, keys, out_rows, out_scores, out_triggers, out_offsets,
+):  # fmt: skip
+    lists = indptr.size - 1
+    mask = tags.size - 1
+    epoch = epoch_cell[0]
+    written = 0
+    sum_bits = sums.view(np.uint32)
+    for q in range(k.size):
+        epoch += 1
+        touched = 0
+        if k[q] > 0:
+            for t in range(trigger_offsets[q], min(trigger_offsets[q + 1], trigger_offsets[q] + last_n)):
+                i = trigger_rows[t]
+                if i < 0 or i >= lists:
+                    continue
+                weight = trigger_weights[t]
+                if weight == 0:
+                    continue  # seen, but not liked
+                for p in range(indptr[i], min(indptr[i + 1], indptr[i] + width)):
+                    row = neighbours[p]
+                    gain = weight * similarities[p]
+                    tag = (epoch << 32) | row
+                    at = _hash(row) & mask
+                    while (tags[at] >> 32) == epoch and tags[at] != tag:
+                        at = (at + 1) & mask
+                    if tags[at] == tag:
+                        slot = slots[at]
+                        sums[slot] += gain
+                        if gain > best[slot]:
+                            best[slot] = gain
+                            triggers[slot] = i
+                    else:
+                        tags[at] = tag
+                        slots[at] = touched
+                        rows[touched] = row
+                        sums[touched] = gain
+                        best[touched] = gain
+                        triggers[touched] = i
+                        touched += 1
+            for slot in range(touched):
+                keys[slot] = _sort_key(sum_bits[slot], rows[slot])
+            take = min(touched, k[q])
+            if take < touched:
+                _select(keys, touched, take)
+            chosen = np.sort(keys[:take])
+            for rank in range(take):
+                key = chosen[take - 1 - rank]
+                row = np.int64(np.uint32(0xFFFFFFFF) - np.uint32(key & np.uint64(0xFFFFFFFF)))
+                tag = (epoch << 32) | row
+                at = _hash(row) & mask
+                while tags[at] != tag:
+                    at = (at + 1) & mask
+                slot = slots[at]
+                out_rows[written] = row
+                out_scores[written] = sums[slot]
+                out_triggers[written] = triggers[slot]
+                written += 1
+        out_offsets[q + 1] = written
+    epoch_cell[0] = epoch
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _hash(row):  # type: ignore[no-untyped-def]
+    """Spread rows over the table (Knuth's multiplicative hash, high bits folded down)."""
+    h = np.uint32(row) * np.uint32(2654435761)
+    return np.int64(np.uint32(h ^ (h >> np.uint32(15))))
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _sort_key(score_bits, row):  # type: ignore[no-untyped-def]
+    """Fold (score descending, row ascending) into one integer, larger is better: ties need no second compare."""
+    if score_bits & np.uint32(0x80000000):
+        ordered = np.uint32(~score_bits)
+    else:
+        ordered = np.uint32(score_bits | np.uint32(0x80000000))
+    return (np.uint64(ordered) << np.uint64(32)) | np.uint64(np.uint32(0xFFFFFFFF) - np.uint32(row))
+
+
+@njit(nogil=True, cache=True)
+def _select(keys, n, take):  # type: ignore[no-untyped-def]
+    """Move the `take` largest of keys[:n] to the front (Hoare's quickselect, median of three)."""
+    left = 0
+    right = n - 1
+    while left < right:
+        middle = (left + right) // 2
+        a, b, c = keys[left], keys[middle], keys[right]
+        pivot = max(min(a, b), min(max(a, b), c))
+        i = left
+        j = right
+        while i <= j:
+            while keys[i] > pivot:
+                i += 1
+            while keys[j] < pivot:
+                j -= 1
+            if i <= j:
+                keys[i], keys[j] = keys[j], keys[i]
+                i += 1
+                j -= 1
+        if take - 1 <= j:
+            right = j
+        elif take - 1 >= i:
+            left = i
+        else:
+            return
+
+
+def gather_top_k_reference(
+    trigger_offsets: Int64Array,
+    trigger_rows: Int32Array,
+    trigger_weights: Float32Array,
+    indptr: AnyArray,
+    neighbours: Int32Array,
+    similarities: Float32Array,
+    last_n: int,
+    width: int,
+    k: Int32Array,
+) -> CandidateBatch:
+    """The plain NumPy twin of `gather_top_k`: what its tests hold it to."""
+    offsets = np.zeros(k.size + 1, np.int64)
+    all_rows: list[AnyArray] = []
+    all_scores: list[AnyArray] = []
+    all_triggers: list[AnyArray] = []
+    for q in range(k.size):
+        begin = int(trigger_offsets[q])
+        end = min(int(trigger_offsets[q + 1]), begin + last_n)
+        sums: dict[int, np.float32] = {}
+        gains: dict[int, tuple[np.float32, int]] = {}
+        for t in range(begin, end if k[q] > 0 else begin):
+            i = int(trigger_rows[t])
+            if not 0 <= i < indptr.size - 1 or trigger_weights[t] == 0:
+                continue
+            for p in range(int(indptr[i]), min(int(indptr[i + 1]), int(indptr[i]) + width)):
+                row, gain = int(neighbours[p]), np.float32(trigger_weights[t] * similarities[p])
+                sums[row] = np.float32(sums.get(row, np.float32(0)) + gain)
+                if row not in gains or gain > gains[row][0]:
+                    gains[row] = (gain, i)
+        rows = np.array(sorted(sums), np.int32)
+        scores = np.array([sums[int(row)] for row in rows], np.float32)
+        order = np.lexsort((rows, -scores))[: int(k[q])]
+        all_rows.append(rows[order])
+        all_scores.append(scores[order])
+        all_triggers.append(np.array([gains[int(row)][1] for row in rows[order]], np.int32))
+        offsets[q + 1] = offsets[q] + order.size
+    return CandidateBatch(
+        np.concatenate([*all_rows, np.empty(0, np.int32)]).astype(np.int32),
+        np.concatenate([*all_scores, np.empty(0, np.float32)]).astype(np.float32),
+        np.concatenate([*all_triggers, np.empty(0, np.int32)]).astype(np.int32),
+        offsets,
+    )

@@ -1,0 +1,86 @@
+"""Which candidates are in a query's list of rows: the kernel behind every filter that knows its rows."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from engine.core.filter import FanOut
+from engine.core.types import BoolArray, Int32Array, Int64Array
+
+
+def not_members(candidates: FanOut, rows: Int32Array, offsets: Int64Array) -> BoolArray:
+    """Return bool[m]: True where a candidate is not in its own query's list.
+
+    Args:
+        candidates: the fan-out.
+        rows: int32[t], the lists end to end; offsets: int64[queries + 1].
+    """
+    keep = np.ones(candidates.rows.size, np.bool_)
+    longest = int(np.diff(offsets).max(initial=0))
+    if longest and keep.size:
+        table = np.full(1 << int(2 * longest - 1).bit_length(), -1, np.int32)
+        _mark(candidates.rows, candidates.offsets, candidates.queries, rows, offsets, table, keep)
+    return keep
+
+
+@njit(nogil=True, cache=True)
+def _mark(candidates, segments, queries, rows, offsets, table, keep):  # type: ignore[no-untyped-def]
+    mask = table.size - 1
+    channels = (segments.size - 1) // queries
+    for q in range(queries):
+        if offsets[q] == offsets[q + 1]:
+            continue
+        for p in range(offsets[q], offsets[q + 1]):
+            at = _spread(rows[p]) & mask
+            while table[at] != -1 and table[at] != rows[p]:
+                at = (at + 1) & mask
+            table[at] = rows[p]
+        for c in range(channels):
+            for p in range(segments[c * queries + q], segments[c * queries + q + 1]):
+                at = _spread(candidates[p]) & mask
+                while table[at] != -1 and table[at] != candidates[p]:
+                    at = (at + 1) & mask
+                keep[p] = table[at] == -1
+        table[:] = -1
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _spread(row):  # type: ignore[no-untyped-def]
+    return np.int64(np.uint32(np.uint32(row) * np.uint32(2654435761)) >> np.uint32(7))
+
+
+def not_members_reference(candidates: FanOut, rows: Int32Array, offsets: Int64Array) -> BoolArray:
+    """The plain NumPy twin of `not_members`."""
+    owner = candidates.query_of_candidate()
+    keep = np.ones(candidates.rows.size, np.bool_)
+    for q in range(candidates.queries):
+        mine = owner == q
+        keep[mine] = ~np.isin(candidates.rows[mine], rows[offsets[q] : offsets[q + 1]])
+    return keep
+
+
+def drop(keep: BoolArray, stays: BoolArray, offsets: Int64Array, queries: int) -> Int32Array:
+    """Clear `keep` where `stays` is False, in place.
+
+    Args:
+        keep: bool[m], changed.
+        stays: bool[m].
+        offsets: int64[channels * queries + 1], the segments.
+        queries: how many queries the batch has.
+
+    Returns:
+        int32[queries]: how many candidates of each query went from kept to removed.
+    """
+    removed = np.zeros(queries, np.int32)
+    _drop(keep, stays, offsets, removed)
+    return removed
+
+
+@njit(nogil=True, cache=True)
+def _drop(keep, stays, offsets, removed):  # type: ignore[no-untyped-def]
+    for s in range(offsets.size - 1):
+        for p in range(offsets[s], offsets[s + 1]):
+            if keep[p] and not stays[p]:
+                keep[p] = False
+                removed[s % removed.size] += 1

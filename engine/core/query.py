@@ -1,0 +1,115 @@
+"""What a channel is asked: a batch of queries as columns, and the plain view of one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine.core.types import AnyArray, Float32Array, Float64Array, Int32Array, Int64Array, RaggedRows
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What each user of a batch did most recently, newest first; query q owns [offsets[q], offsets[q + 1]).
+
+    Attributes:
+        rows: int32[m], catalogue rows; an item at most once per query.
+        weights: float32[m], interest scores: the points of the distinct events the user gave the item.
+        timestamps: int64[m], seconds since the epoch; 0 where unknown.
+        offsets: int64[n + 1].
+    """
+
+    rows: Int32Array
+    weights: Float32Array
+    timestamps: Int64Array
+    offsets: Int64Array
+
+    @classmethod
+    def empty(cls, size: int) -> History:
+        """Return `size` empty histories."""
+        return cls(
+            np.empty(0, np.int32),
+            np.empty(0, np.float32),
+            np.empty(0, np.int64),
+            np.zeros(size + 1, np.int64),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class QueryBatch:
+    """Queries of one scene that go down the pipeline together.
+
+    Attributes:
+        user_ids: [n] external ids (int64, or str_); meaningless where `guests` is true.
+        users: int32[n], rows of the user index; -1 where the index does not know the user.
+        history: what each user did.
+        excluded: rows that the request forbids.
+        now: int64[n], seconds since the epoch, the moment each query speaks of.
+        latitude, longitude: float64[n] degrees; NaN where not given.
+        cities: the request's city per query; "" where not given.
+        devices: the request's device attributes per query.
+    """
+
+    user_ids: AnyArray
+    users: Int32Array
+    history: History
+    excluded: RaggedRows
+    now: Int64Array
+    latitude: Float64Array
+    longitude: Float64Array
+    cities: tuple[str, ...]
+    devices: tuple[dict[str, str], ...]
+
+    def __len__(self) -> int:
+        return int(self.users.size)
+
+    @classmethod
+    def plain(
+        cls, users: Int32Array, history: History, excluded: RaggedRows | None = None, now: int = 0
+    ) -> QueryBatch:
+        """Make a batch without context: for evaluation, benchmarks and tests."""
+        n = int(users.size)
+        return cls(
+            user_ids=users.astype(np.int64),
+            users=users,
+            history=history,
+            excluded=excluded if excluded is not None else RaggedRows.empty(n),
+            now=np.full(n, now, np.int64),
+            latitude=np.full(n, np.nan),
+            longitude=np.full(n, np.nan),
+            cities=("",) * n,
+            devices=({},) * n,
+        )
+
+    def query(self, q: int) -> Query:
+        """Return the plain view of query q: what a per-query plugin sees."""
+        part = slice(int(self.history.offsets[q]), int(self.history.offsets[q + 1]))
+        return Query(
+            user_id=self.user_ids[q].item(),
+            user=int(self.users[q]),
+            history=self.history.rows[part],
+            history_weights=self.history.weights[part],
+            history_timestamps=self.history.timestamps[part],
+            now=int(self.now[q]),
+            latitude=float(self.latitude[q]),
+            longitude=float(self.longitude[q]),
+            city=self.cities[q],
+            device=self.devices[q],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One query, as a per-query plugin sees it. Fields as in `QueryBatch`."""
+
+    user_id: int | str
+    user: int
+    history: Int32Array
+    history_weights: Float32Array
+    history_timestamps: Int64Array
+    now: int
+    latitude: float
+    longitude: float
+    city: str
+    device: dict[str, str] = field(default_factory=dict)

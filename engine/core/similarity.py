@@ -1,0 +1,282 @@
+"""Top-K rows of X D X^T: the builder's kernel behind ItemCF and UserCF, and the neighbour lists they write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from engine.core.blocks import over_blocks
+from engine.core.candidates import CandidateBatch
+from engine.core.channel import Progress, SnapshotSink
+from engine.core.gather import gather_top_k
+from engine.core.types import AnyArray, Float32Array, Float64Array, Int32Array, Int64Array
+
+BLOCKS_PER_THREAD = 48
+"""Enough that threads end together and the bar moves; few enough that starting one costs nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class SparseRows:
+    """A sparse matrix by rows; row r owns [indptr[r], indptr[r + 1]).
+
+    Attributes:
+        indptr: int64[rows + 1].
+        columns: int32[entries].
+        values: float32[entries], positive.
+    """
+
+    indptr: Int64Array
+    columns: Int32Array
+    values: Float32Array
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return int(self.indptr.size - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourBlock:
+    """The neighbour lists of a range of rows: lengths int32[rows], then rows and similarities end to end."""
+
+    lengths: Int32Array
+    neighbours: Int32Array
+    similarities: Float32Array
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourLists:
+    """Neighbour lists as loaded from a snapshot: best first within each list."""
+
+    indptr: Int64Array
+    neighbours: Int32Array
+    similarities: Float32Array
+
+    @classmethod
+    def load(cls, arrays: Mapping[str, AnyArray]) -> NeighbourLists:
+        """Take the three arrays that `write_neighbour_lists` wrote."""
+        return cls(arrays["indptr"], arrays["neighbours"], arrays["similarities"])
+
+    def recall(
+        self,
+        offsets: Int64Array,
+        triggers: Int32Array,
+        weights: Float32Array,
+        last_n: int,
+        top_k: int,
+        k: Int32Array,
+    ) -> CandidateBatch:
+        """Gather over the triggers' lists; see `gather_top_k`."""
+        return gather_top_k(
+            offsets, triggers, weights, self.indptr, self.neighbours, self.similarities, last_n, top_k, k
+        )
+
+
+def write_neighbour_lists(sink: SnapshotSink, blocks: Iterable[NeighbourBlock]) -> None:
+    """Stream neighbour lists into a snapshot as CSR, so that the whole index is never in memory."""
+    lengths: list[Int32Array] = []
+    with (
+        sink.appender("neighbours", np.int32) as neighbours,
+        sink.appender("similarities", np.float32) as similarities,
+    ):
+        for block in blocks:
+            lengths.append(block.lengths)
+            neighbours.append(block.neighbours)
+            similarities.append(block.similarities)
+    indptr = np.zeros(sum(part.size for part in lengths) + 1, np.int64)
+    if lengths:
+        np.cumsum(np.concatenate(lengths), out=indptr[1:])
+    sink.write("indptr", indptr)
+
+
+def balanced_blocks(cost: Int64Array, threads: int) -> list[tuple[int, int]]:
+    """Cut rows into ranges of about equal cost.
+
+    Args:
+        cost: int64[rows], steps of work each row takes.
+        threads: how many cores will share the ranges.
+    """
+    if cost.size == 0:
+        return []
+    running = np.cumsum(cost + 1)
+    targets = np.linspace(0, running[-1], threads * BLOCKS_PER_THREAD + 1)[1:-1]
+    cuts = np.unique(np.concatenate(([0], np.searchsorted(running, targets), [cost.size])))
+    return list(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True))
+
+
+def product_cost(matrix: SparseRows, transposed: SparseRows) -> Int64Array:
+    """int64[rows]: multiplications that each row of X X^T takes."""
+    per_entry = np.diff(transposed.indptr)[matrix.columns]
+    running = np.concatenate((np.zeros(1, np.int64), np.cumsum(per_entry)))
+    cost: Int64Array = running[matrix.indptr[1:]] - running[matrix.indptr[:-1]]
+    return cost
+
+
+def top_k_products(
+    matrix: SparseRows,
+    transposed: SparseRows,
+    inner: Float32Array,
+    source_scale: Float32Array,
+    target_scale: Float32Array,
+    shrinkage: float,
+    amplification: float,
+    keep: int,
+    threads: int,
+    progress: Progress,
+    task: str,
+) -> Iterable[NeighbourBlock]:
+    """Yield, block by block, the largest entries of each row of X D X^T after scaling.
+
+    sim(i, j) = (dot(i, j) / (source(i) target(j) + shrinkage)) ^ amplification, j != i, dot(i, j) = sum over c of
+    x_ic d_c x_jc. Rows are summed with a dense accumulator (Gustavson 1978); memory besides the inputs is, per
+    thread, 8 bytes a row plus the block's output.
+
+    Args:
+        matrix: X, float32 values.
+        transposed: X^T.
+        inner: float32[columns], the diagonal of D.
+        source_scale, target_scale: float32[rows], divisors.
+        shrinkage: added to the product of the divisors; pulls similarities of few co-occurrences down.
+        amplification: exponent applied last.
+        keep: how many entries per row.
+        threads: cores to use.
+        progress, task: where to report, under which name.
+    """
+
+    def work(begin: int, end: int) -> NeighbourBlock:
+        room = min(keep, matrix.rows) * (end - begin)
+        lengths = np.zeros(end - begin, np.int32)
+        neighbours = np.empty(room, np.int32)
+        similarities = np.empty(room, np.float32)
+        total = _top_k_products(
+            matrix.indptr, matrix.columns, matrix.values, transposed.indptr, transposed.columns, transposed.values,
+            inner, source_scale, target_scale, np.float32(shrinkage), min(keep, matrix.rows), begin, end, lengths,
+            neighbours, similarities,
+        )  # fmt: skip
+        kept = similarities[:total].copy()
+        if amplification != 1.0:
+            np.power(kept, np.float32(amplification), out=kept)
+        return NeighbourBlock(lengths, neighbours[:total].copy(), kept)
+
+    return over_blocks(
+        work, balanced_blocks(product_cost(matrix, transposed), threads), threads, progress, task
+    )
+
+
+@njit(nogil=True, cache=True)
+def _top_k_products(  # type: ignore[no-untyped-def]
+    indptr, columns, values, t_indptr, t_columns, t_values, inner, source, target, shrinkage, keep, begin, end,
+    lengths, neighbours, similarities,
+):  # fmt: skip
+    rows = indptr.size - 1
+    zero = np.float32(0)
+    sums = np.zeros(rows, np.float32)
+    touched = np.empty(
+        rows + 1, np.uint32
+    )  # one more, so that the branch-free append below may write past the end
+    heap = np.empty(keep, np.uint64)
+    cell = np.empty(1, np.float32)
+    bits = cell.view(np.uint32)
+    written = 0
+    for i in range(begin, end):
+        count = np.uint64(0)
+        for p in range(indptr[i], indptr[i + 1]):
+            c = columns[p]
+            factor = values[p] * inner[c]
+            for r in range(np.uint64(t_indptr[c]), np.uint64(t_indptr[c + 1])):
+                j = np.uint32(t_columns[r])  # unsigned: a signed index costs a wrap-around check each time
+                before = sums[j]
+                touched[count] = j
+                count += np.uint64(before == zero)
+                sums[j] = before + factor * t_values[r]
+        sums[i] = zero  # an item is no neighbour of its own; skipped below, like every zero
+        size = 0
+        worst = zero
+        for at in range(count):
+            j = touched[at]
+            value = sums[j]
+            sums[j] = zero
+            score = value / (source[i] * target[j] + shrinkage)
+            if score >= worst and value > zero:
+                cell[0] = score
+                size = push_best(heap, size, keep, bits[0], j)
+                if size == keep:
+                    bits[0] = np.uint32(heap[0] >> np.uint64(32))
+                    worst = cell[0]
+        lengths[i - begin] = size
+        written = drain_best(heap, size, neighbours, similarities, written)
+    return written
+
+
+@njit(nogil=True, cache=True, inline="always")
+def push_best(heap, size, keep, score_bits, row):  # type: ignore[no-untyped-def]
+    """Offer (score, row) to a heap of the `keep` best; the worst is on top. Scores must not be negative.
+
+    The bits of a non-negative float rise with its value, so (score, lower row first) is one integer compare.
+    """
+    key = (np.uint64(score_bits) << np.uint64(32)) | np.uint64(np.uint32(0xFFFFFFFF) - np.uint32(row))
+    if size < keep:
+        at = size
+        while at > 0 and heap[(at - 1) >> 1] > key:
+            heap[at] = heap[(at - 1) >> 1]
+            at = (at - 1) >> 1
+        heap[at] = key
+        return size + 1
+    if key > heap[0]:
+        _sink(heap, size, key)
+    return size
+
+
+@njit(nogil=True, cache=True)
+def _sink(heap, size, key):  # type: ignore[no-untyped-def]
+    """Put `key` in the place of the top."""
+    at = 0
+    while 2 * at + 1 < size:
+        child = 2 * at + 1
+        if child + 1 < size and heap[child + 1] < heap[child]:
+            child += 1
+        if heap[child] >= key:
+            break
+        heap[at] = heap[child]
+        at = child
+    heap[at] = key
+
+
+@njit(nogil=True, cache=True)
+def drain_best(heap, size, rows, scores, start):  # type: ignore[no-untyped-def]
+    """Write the heap's content best first to rows[start:], scores[start:]; return where the next list begins."""
+    score_bits = scores.view(np.uint32)
+    for left in range(size - 1, -1, -1):
+        key = heap[0]
+        rows[start + left] = np.int64(np.uint32(0xFFFFFFFF) - np.uint32(key & np.uint64(0xFFFFFFFF)))
+        score_bits[start + left] = np.uint32(key >> np.uint64(32))
+        _sink(heap, left, heap[left])
+    return start + size
+
+
+def power(base: Float64Array, exponent: float) -> Float32Array:
+    """float32: base^exponent, with 1 where the base is 0 (an empty row, which has no products to scale)."""
+    return np.power(np.where(base > 0, base, 1.0), exponent).astype(np.float32)
+
+
+def top_k_products_reference(
+    dense: AnyArray,
+    inner: Float32Array,
+    source_scale: Float32Array,
+    target_scale: Float32Array,
+    shrinkage: float,
+    amplification: float,
+    keep: int,
+) -> list[list[tuple[int, float]]]:
+    """The plain NumPy twin of `top_k_products` on a dense X, in float64: (row, similarity) pairs per row."""
+    products = (dense * inner) @ dense.T
+    lists: list[list[tuple[int, float]]] = []
+    for i in range(products.shape[0]):
+        scored = (products[i] / (source_scale[i] * target_scale + shrinkage)) ** amplification
+        others = [j for j in range(products.shape[0]) if j != i and products[i, j] > 0]
+        best = sorted(others, key=lambda j: (-scored[j], j))[:keep]
+        lists.append([(j, float(scored[j])) for j in best])
+    return lists

@@ -1,0 +1,1 @@
+"""Data sets, the catalogue and snapshots: what is on disk."""

@@ -1,0 +1,1 @@
+"""Everything done beforehand: building, evaluating, tuning."""

@@ -1,0 +1,168 @@
+"""Build: a data set in, a release out. What an earlier build made of the same inputs is used again."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine import __version__
+from engine.config import Config
+from engine.core.channel import BuildContext, Progress
+from engine.core.errors import BuildError, SnapshotError
+from engine.core.interactions import Interactions
+from engine.core.options import build_parameters
+from engine.core.types import BoolArray
+from engine.data.catalogue import Catalogue
+from engine.data.dataset import Dataset
+from engine.data.events import EventLog, interest_matrix
+from engine.data.snapshot import CATALOGUE, Release, SnapshotStore, SnapshotWriter
+from engine.state.history import HISTORY, write_history
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a release is built from.
+
+    Attributes:
+        catalogue: items, users, authors.
+        liked: the interest matrix.
+        now: the last event's time, seconds since the epoch; ages are measured from it.
+        key: names the data: the fingerprint, and the part of it where only a part is used.
+        ignored: events without points, by kind.
+    """
+
+    catalogue: Catalogue
+    liked: Interactions
+    now: int
+    key: str
+    ignored: Mapping[str, int]
+
+    @classmethod
+    def of(
+        cls, config: Config, events: EventLog, catalogue: Catalogue, key: str, where: BoolArray | None = None
+    ) -> Source:
+        """Make the interest matrix of (a part of) an event log.
+
+        Raises:
+            BuildError: if no event says that anybody likes anything.
+        """
+        liked = interest_matrix(events, config.interest, where, config.min_rating)
+        counts = events.counts_by_kind(where)
+        ignored = {kind: n for kind, n in counts.items() if n and not config.interest.get(kind)}
+        if liked.entries == 0:
+            kinds = ", ".join(f"{kind} ({n})" for kind, n in counts.items()) or "none"
+            raise BuildError(
+                f"no event of the data set earns points in [interest]; kinds of event there: {kinds}"
+            )
+        now = int(liked.timestamps.max())
+        return cls(catalogue, liked, now, key, ignored)
+
+
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def build_release(
+    config: Config,
+    dataset: Dataset,
+    store: SnapshotStore,
+    progress: Progress,
+    channels: Sequence[str] | None = None,
+    threads: int | None = None,
+) -> tuple[Release, Source]:
+    """Build every channel that a scene uses (or those named), publish them as one release and collect old ones.
+
+    Args:
+        config: the configuration.
+        dataset: an open data set.
+        store: where snapshots go.
+        progress: told how far it is.
+        channels: build these anew; the others are taken from the current release where their inputs are the same, and
+            built where not. None: all, each used again where its inputs are the same.
+        threads: cores to use; None for all.
+
+    Raises:
+        DatasetError, BuildError, ConfigError: as the parts raise them. Nothing is published then.
+    """
+    progress.start("reading", 2)
+    catalogue = Catalogue.from_dataset(dataset)
+    progress.advance()
+    events = EventLog.read(dataset, catalogue)
+    progress.advance()
+    source = Source.of(config, events, catalogue, dataset.fingerprint())
+    del events
+    names = channels if channels is not None else used_channels(config)
+    versions = build_components(config, source, store, progress, names, threads)
+    release = store.publish(versions)
+    store.collect(config.store.keep_releases)
+    return release, source
+
+
+def used_channels(config: Config) -> list[str]:
+    """Return the channels that some scene uses, in order of declaration."""
+    used = {name for scene in config.scenes.values() for name in (*scene.quotas, *scene.fallback)}
+    return [name for name in config.channels if name in used]
+
+
+def build_components(
+    config: Config,
+    source: Source,
+    store: SnapshotStore,
+    progress: Progress,
+    channels: Sequence[str],
+    threads: int | None = None,
+) -> dict[str, str]:
+    """Build the catalogue, the history and some channels, or find them built; return component -> version."""
+    threads = threads or usable_cores()
+    columns = source.catalogue.item_columns()
+    versions: dict[str, str] = {}
+
+    def component(name: str, parameters: Mapping[str, Any], write: Callable[[SnapshotWriter], None]) -> None:
+        catalogue = versions.get(CATALOGUE, "")
+        found = _built_before(store, name, parameters, source.key, catalogue)
+        if found is None:
+            with store.begin(name, parameters=parameters, dataset=source.key, catalogue=catalogue) as writer:
+                write(writer)
+            found = writer.version
+        versions[name] = found
+
+    component(CATALOGUE, {}, source.catalogue.save)
+    interest = {"interest": dict(config.interest), "min_rating": config.min_rating}
+    component(
+        HISTORY,
+        {**interest, "keep": config.history.keep},
+        lambda writer: write_history(writer, source.liked, config.history.keep),
+    )
+    for name in channels:
+        loaded, options = config.channel(name)
+        if not loaded.needs_build:
+            continue
+
+        def write(writer: SnapshotWriter, loaded: Any = loaded, options: Any = options) -> None:
+            loaded.build(options, BuildContext(source.liked, columns, source.now, writer, progress, threads))
+
+        parameters = {**interest, "type": config.channel_types[name], "options": build_parameters(options)}
+        component(name, parameters, write)
+    return versions
+
+
+def _built_before(
+    store: SnapshotStore, name: str, parameters: Mapping[str, Any], key: str, catalogue: str
+) -> str | None:
+    """Return the newest sound-looking version made of the same inputs by the same code, if there is one."""
+    for version in store.versions(name):
+        try:
+            manifest = store.manifest(name, version)
+        except SnapshotError as error:
+            log.warning("passed over: %s", error)
+            continue
+        same = (manifest.parameters, manifest.dataset, manifest.catalogue, manifest.code)
+        if same == (dict(parameters), key, catalogue, __version__):
+            return version
+    return None

@@ -1,0 +1,289 @@
+"""Evaluate: run the serving pipeline over a data set as it was at an earlier moment, and count what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from engine.config import Config, SceneConfig
+from engine.core.channel import BuildContext, Channel, LoadContext, Progress
+from engine.core.errors import ConfigError
+from engine.core.filter import Filter
+from engine.core.merge import MergeMode
+from engine.core.types import Int32Array, RaggedRows
+from engine.data.catalogue import Catalogue
+from engine.data.dataset import Dataset
+from engine.data.events import EventLog
+from engine.data.snapshot import SnapshotStore
+from engine.offline.build import Source, build_components, usable_cores
+from engine.offline.memory import MemorySink
+from engine.offline.metrics import hit_matrix, overlap_share, ranking_metrics
+from engine.offline.protocols import Part, Protocol, Split, cut
+from engine.online.hydrate import Hydrator
+from engine.online.pipeline import Pipeline
+from engine.online.request import Request
+from engine.state.history import SnapshotHistory, write_history
+
+BATCH = 64
+FILTER = "excluded"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation found.
+
+    Attributes:
+        protocol, statement: the cut, and one sentence about it.
+        users, items: how many were tested, and how large the catalogue is.
+        channels: per channel its metrics alone.
+        merged: metrics of all channels together; None for one channel.
+        without: per channel the metrics of all the others together; empty for fewer than two.
+        overlap: overlap[a][b] is the share of a's candidates that b gave the same user too.
+        unique_share: share of a channel's hits that no other channel has.
+        cold: metrics of the fallback channels for users without history; None where there are none.
+    """
+
+    protocol: Protocol
+    statement: str
+    users: int
+    items: int
+    channels: dict[str, dict[str, float]]
+    merged: dict[str, float] | None
+    without: dict[str, dict[str, float]]
+    overlap: dict[str, dict[str, float]]
+    unique_share: dict[str, float]
+    cold: dict[str, float] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as one JSON object."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+@dataclass(frozen=True)
+class World:
+    """A cut data set with the channels that were built from its known part: what pipelines are made of and asked."""
+
+    config: Config
+    catalogue: Catalogue
+    split: Split
+    hydrator: Hydrator
+    channels: dict[str, Channel]
+    filters: dict[str, Filter]
+
+    @classmethod
+    def built(
+        cls,
+        config: Config,
+        catalogue: Catalogue,
+        split: Split,
+        fingerprint: str,
+        names: Sequence[str],
+        store: SnapshotStore,
+        progress: Progress,
+        threads: int | None = None,
+    ) -> World:
+        """Build the channels into a store, or find them there."""
+        source = _source(catalogue, split, fingerprint)
+        versions = build_components(config, source, store, progress, names, threads)
+        snapshots = {name: store.open(name, version, verify=False) for name, version in versions.items()}
+        channels: dict[str, Channel] = {}
+        for name in names:
+            loaded, options = config.channel(name)
+            arrays = snapshots[name].arrays if name in snapshots else {}
+            channels[name] = loaded.load(options, _load_context(arrays, catalogue))
+        return cls._with(config, catalogue, split, channels)
+
+    @classmethod
+    def in_memory(
+        cls,
+        config: Config,
+        catalogue: Catalogue,
+        split: Split,
+        names: Sequence[str],
+        progress: Progress,
+        threads: int,
+    ) -> World:
+        """Build the channels in memory, for tuning."""
+        source = _source(catalogue, split, "")
+        channels: dict[str, Channel] = {}
+        for name in names:
+            loaded, options = config.channel(name)
+            sink = MemorySink()
+            if loaded.needs_build:
+                columns = catalogue.item_columns()
+                loaded.build(
+                    options, BuildContext(source.liked, columns, source.now, sink, progress, threads)
+                )
+            channels[name] = loaded.load(options, _load_context(sink.arrays, catalogue))
+        return cls._with(config, catalogue, split, channels)
+
+    @classmethod
+    def _with(cls, config: Config, catalogue: Catalogue, split: Split, channels: dict[str, Channel]) -> World:
+        history = MemorySink()
+        write_history(history, split.known, config.history.keep)
+        loaded, options = config.filter(FILTER)
+        return cls(
+            config,
+            catalogue,
+            split,
+            Hydrator(catalogue.items, catalogue.users, SnapshotHistory(history.arrays)),
+            channels,
+            {FILTER: loaded.load(options, len(catalogue.items))},
+        )
+
+    def lists(self, scene: SceneConfig, users: Int32Array, limit: int, threads: int) -> RaggedRows:
+        """Return the ranked rows that the scene's pipeline gives each user, what they know masked."""
+        pipeline = Pipeline(scene, self.channels, self.filters, self.hydrator)
+        known = self.split.known
+        ids = self.catalogue.users.ids(users).tolist()
+
+        def ask(start: int) -> tuple[Int32Array, Any]:
+            requests = []
+            for at in range(start, min(start + BATCH, users.size)):
+                mine = known.rows[known.indptr[users[at]] : known.indptr[users[at] + 1]]
+                excluded = self.catalogue.items.ids(mine)
+                requests.append(Request(user_id=ids[at], limit=limit, excluded=excluded))
+            run = pipeline.run(requests)
+            if run.messages:
+                raise ConfigError(f"a channel failed: {'; '.join(run.messages.values())}")
+            return run.merged.rows, np.diff(run.merged.offsets)
+
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(ask, range(0, users.size, BATCH)))
+        offsets = np.zeros(users.size + 1, np.int64)
+        np.cumsum(np.concatenate([lengths for _, lengths in parts]), out=offsets[1:])
+        return RaggedRows(np.concatenate([rows for rows, _ in parts]), offsets)
+
+
+def _source(catalogue: Catalogue, split: Split, fingerprint: str) -> Source:
+    now = int(split.known.timestamps.max(initial=0))
+    return Source(catalogue, split.known, now, f"{fingerprint}.{split.key}", {})
+
+
+def _load_context(arrays: Any, catalogue: Catalogue) -> LoadContext:
+    return LoadContext(arrays=arrays, items=len(catalogue.items), users=len(catalogue.users))
+
+
+def scene_of(
+    base: SceneConfig, channels: Sequence[str], limit: int, fallback: Sequence[str] = ()
+) -> SceneConfig:
+    """Return a scene in which some channels answer with equal quotas, merged as the base scene does.
+
+    Quotas are the base scene's where it names all the channels, else `limit` each.
+    """
+    quotas = {name: base.quotas.get(name, 0) for name in channels}
+    if len(channels) == 1 or not all(quotas.values()) or base.merge is MergeMode.RANK_FUSION:
+        quotas = dict.fromkeys(channels, limit)
+    return base.model_copy(
+        update={
+            "quotas": quotas,
+            "limit": limit,
+            "filters": (FILTER,),
+            "fallback": tuple(fallback),
+            "weights": {name: weight for name, weight in base.weights.items() if name in channels},
+        }
+    )
+
+
+def evaluate(
+    config: Config,
+    dataset: Dataset,
+    protocol: Protocol,
+    channels: Sequence[str],
+    cuts: Sequence[int],
+    store: SnapshotStore,
+    progress: Progress,
+    scene: str = "default",
+    part: Part = "test",
+    threads: int | None = None,
+) -> Report:
+    """Evaluate channels alone, together, and together but for one.
+
+    Args:
+        config: channels and their options, and the scene whose merge is used.
+        dataset: an open data set.
+        protocol: how it is cut.
+        channels: which channels; in merge order.
+        cuts: list lengths K.
+        store: where built channels are cached.
+        progress: told how far it is.
+        scene: whose merge mode, quotas, weights and fallback are used.
+        part: "test", or "validation" for choosing.
+        threads: cores to use; None for all.
+
+    Raises:
+        ConfigError: an unknown scene or channel, or a channel that fails.
+        DatasetError: the data lacks what the protocol needs.
+    """
+    threads = threads or usable_cores()
+    if scene not in config.scenes:
+        raise ConfigError(f"no scene is called {scene!r}; known: {', '.join(config.scenes)}")
+    for name in channels:
+        if name not in config.channels:
+            raise ConfigError(f"no channel is called {name!r}; declared: {', '.join(config.channels)}")
+    base = config.scenes[scene]
+    catalogue = Catalogue.from_dataset(dataset)
+    split = cut(config, EventLog.read(dataset, catalogue), protocol, part)
+    fallback = [name for name in base.fallback if name not in channels] if split.cold.size else []
+    needed = [*channels, *fallback]
+    world = World.built(config, catalogue, split, dataset.fingerprint(), needed, store, progress, threads)
+    deepest = max(cuts)
+    groups = {name: [name] for name in channels}
+    if len(channels) > 1:
+        groups["merged"] = list(channels)
+    if len(channels) > 2:
+        groups |= {f"without {name}": [c for c in channels if c != name] for name in channels}
+    progress.start("evaluating", len(groups))
+    lists: dict[str, RaggedRows] = {}
+    for label, names in groups.items():
+        lists[label] = world.lists(scene_of(base, names, deepest), split.users, deepest, threads)
+        progress.advance()
+
+    def measured(ranked: RaggedRows, truth: RaggedRows) -> dict[str, float]:
+        metrics = ranking_metrics(ranked, truth, len(catalogue.items), cuts)
+        return metrics | {"candidates": float(ranked.lengths.mean())}
+
+    metrics = {label: measured(ranked, split.truth) for label, ranked in lists.items()}
+    cold = None
+    if split.cold.size and fallback:
+        popular = world.lists(
+            scene_of(base, fallback[:1], deepest, fallback[1:]), split.cold, deepest, threads
+        )
+        cold = {"users": float(split.cold.size)} | measured(popular, split.cold_truth)
+    without = {name: metrics[f"without {name}"] for name in channels} if len(channels) > 2 else {}
+    if len(channels) == 2:
+        without = {name: metrics[other] for name, other in (tuple(channels), tuple(channels)[::-1])}
+    return Report(
+        protocol=protocol,
+        statement=split.statement,
+        users=int(split.users.size),
+        items=len(catalogue.items),
+        channels={name: metrics[name] for name in channels},
+        merged=metrics.get("merged"),
+        without=without,
+        overlap={a: {b: overlap_share(lists[a], lists[b]) for b in channels if b != a} for a in channels},
+        unique_share=_unique_share({name: lists[name] for name in channels}, split.truth),
+        cold=cold,
+    )
+
+
+def _unique_share(lists: dict[str, RaggedRows], truth: RaggedRows) -> dict[str, float]:
+    hits = {name: hit_matrix(ranked, truth) for name, ranked in lists.items()}
+    total = np.sum(list(hits.values()), axis=0)
+    return {
+        name: float((found * (total == 1)).sum() / found.sum()) if found.any() else 0.0
+        for name, found in hits.items()
+    }
+
+
+def restricted(split: Split, most: int, seed: int = 1) -> Split:
+    """Return the split with at most `most` of its users, drawn with a seed: enough to compare settings."""
+    if split.users.size <= most:
+        return split
+    chosen = np.sort(np.random.default_rng(seed).choice(split.users.size, most, replace=False))
+    lists = [split.truth.rows[split.truth.offsets[u] : split.truth.offsets[u + 1]] for u in chosen.tolist()]
+    return replace(split, users=split.users[chosen], truth=RaggedRows.of(lists))

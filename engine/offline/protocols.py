@@ -1,0 +1,183 @@
+"""Evaluation protocols: how a data set is cut into what a system may know and what it should have found.
+
+    fixed-split     the data's own `split` column: train (and tune) is known, test is the truth
+    leave-one-out   each user's newest item is the truth, everything before it is known
+    temporal        a moment cuts time: before it is known, what users newly liked after it is the truth
+
+The validation part of each is carved from what the test protocol knows, so choosing on it never sees a test event:
+fixed-split takes the `tune` split where there is one and a seeded tenth of each user's train items where not;
+leave-one-out takes the second-newest item; temporal cuts the known part again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from engine.config import Config
+from engine.core.errors import DatasetError
+from engine.core.interactions import Interactions
+from engine.core.types import BoolArray, Int32Array, Int64Array, RaggedRows
+from engine.data.events import EventLog, interest_matrix
+from engine.data.form import SPLITS
+
+Protocol = Literal["fixed-split", "leave-one-out", "temporal"]
+PROTOCOLS: tuple[Protocol, ...] = ("fixed-split", "leave-one-out", "temporal")
+Part = Literal["validation", "test"]
+
+TEMPORAL_SHARE = 0.1
+VALIDATION_SHARE = 0.1
+VALIDATION_SEED = 20_240_229
+
+
+@dataclass(frozen=True)
+class Split:
+    """One cut of a data set.
+
+    Attributes:
+        known: the interest matrix that channels are built from and histories are read from.
+        users: int32[n], rows of the users that are tested: those with both history and truth.
+        truth: for each of them the rows that should be found; none of them is in the user's known items.
+        cold: int32[c], rows of users with truth but no history.
+        cold_truth: for each of them the rows that should be found.
+        key: names the cut, for caches.
+        statement: one sentence that says what was cut how.
+    """
+
+    known: Interactions
+    users: Int32Array
+    truth: RaggedRows
+    cold: Int32Array
+    cold_truth: RaggedRows
+    key: str
+    statement: str
+
+
+def cut(config: Config, events: EventLog, protocol: Protocol, part: Part) -> Split:
+    """Cut an event log.
+
+    Args:
+        config: says which events mean interest.
+        events: the log.
+        protocol: which cut.
+        part: "test", or "validation" for choosing hyper-parameters.
+
+    Raises:
+        DatasetError: if the data lacks what the protocol needs (a split column, timestamps), or nobody can be tested.
+    """
+    if protocol == "fixed-split":
+        known, truth, statement = _fixed_split(config, events, part)
+    elif protocol == "leave-one-out":
+        known, truth, statement = _leave_one_out(config, events, part)
+    else:
+        known, truth, statement = _temporal(config, events, part)
+    truth = _without(truth, known)
+    has_truth = truth.user_counts() > 0
+    has_history = known.user_counts() > 0
+    users = np.flatnonzero(has_truth & has_history).astype(np.int32)
+    cold = np.flatnonzero(has_truth & ~has_history).astype(np.int32)
+    if users.size == 0:
+        raise DatasetError(f"{protocol}: no user has both history and truth", "interactions.parquet")
+    return Split(
+        known=known,
+        users=users,
+        truth=_lists(truth, users),
+        cold=cold,
+        cold_truth=_lists(truth, cold),
+        key=f"{protocol}.{part}",
+        statement=statement,
+    )
+
+
+def _fixed_split(config: Config, events: EventLog, part: Part) -> tuple[Interactions, Interactions, str]:
+    if events.splits is None:
+        text = "is needed by the protocol fixed-split and is not there"
+        raise DatasetError(text, "interactions.parquet", "split")
+    train, tune, test = (events.splits == SPLITS.index(name) for name in ("train", "tune", "test"))
+    if part == "test":
+        known = _matrix(config, events, train | tune)
+        return known, _matrix(config, events, test), "train and tune are known, test is the truth"
+    if tune.any():
+        return (
+            _matrix(config, events, train),
+            _matrix(config, events, tune),
+            "train is known, tune is the truth",
+        )
+    whole = _matrix(config, events, train)
+    held = _seeded_tenth(whole)
+    statement = (
+        f"a seeded {VALIDATION_SHARE:.0%} of each user's train items is the truth, the rest of train is known"
+    )
+    return _pick(whole, ~held), _pick(whole, held), statement
+
+
+def _leave_one_out(config: Config, events: EventLog, part: Part) -> tuple[Interactions, Interactions, str]:
+    if not events.timed:
+        text = "is needed by the protocol leave-one-out and is not there"
+        raise DatasetError(text, "interactions.parquet", "timestamp")
+    whole = _matrix(config, events, None)
+    place = np.arange(whole.entries) - np.repeat(whole.indptr[:-1], whole.user_counts())
+    at = 0 if part == "test" else 1
+    which = "newest" if part == "test" else "second-newest"
+    return (
+        _pick(whole, place > at),
+        _pick(whole, place == at),
+        f"each user's {which} item is the truth, older ones are known",
+    )
+
+
+def _temporal(config: Config, events: EventLog, part: Part) -> tuple[Interactions, Interactions, str]:
+    if not events.timed:
+        text = "is needed by the protocol temporal and is not there"
+        raise DatasetError(text, "interactions.parquet", "timestamp")
+    begin, end = int(events.timestamps.min()), int(events.timestamps.max()) + 1
+    moment = end - int((end - begin) * TEMPORAL_SHARE)
+    if part == "validation":
+        end, moment = moment, moment - int((moment - begin) * TEMPORAL_SHARE)
+    before = events.timestamps < moment
+    after = ~before & (events.timestamps < end)
+    statement = f"before {moment} is known, newly liked from then to {end} is the truth"
+    return _matrix(config, events, before), _matrix(config, events, after), statement
+
+
+def _matrix(config: Config, events: EventLog, where: BoolArray | None) -> Interactions:
+    return interest_matrix(events, config.interest, where, config.min_rating)
+
+
+def _seeded_tenth(matrix: Interactions) -> BoolArray:
+    """bool[entries]: a tenth of each user's entries, rounded; users of fewer than five entries give none."""
+    generator = np.random.default_rng(VALIDATION_SEED)
+    owner = np.repeat(np.arange(matrix.users), matrix.user_counts())
+    shuffled = np.lexsort((generator.random(matrix.entries), owner))
+    place = np.empty(matrix.entries, np.int64)
+    place[shuffled] = np.arange(matrix.entries) - np.repeat(matrix.indptr[:-1], matrix.user_counts())
+    held: BoolArray = place < np.rint(matrix.user_counts() * VALIDATION_SHARE)[owner]
+    return held & (matrix.user_counts()[owner] >= 5)
+
+
+def _pick(matrix: Interactions, where: BoolArray) -> Interactions:
+    """Return the entries where bool[entries] is true."""
+    running = np.concatenate((np.zeros(1, np.int64), np.cumsum(where, dtype=np.int64)))
+    return Interactions(
+        matrix.users,
+        matrix.items,
+        running[matrix.indptr].astype(np.int64),
+        matrix.rows[where],
+        matrix.weights[where],
+        matrix.timestamps[where],
+    )
+
+
+def _without(matrix: Interactions, other: Interactions) -> Interactions:
+    """Return the entries whose (user, item) pair the other matrix does not have."""
+
+    def pairs(of: Interactions) -> Int64Array:
+        return np.repeat(np.arange(of.users, dtype=np.int64), of.user_counts()) * of.items + of.rows
+
+    return _pick(matrix, ~np.isin(pairs(matrix), pairs(other)))
+
+
+def _lists(matrix: Interactions, users: Int32Array) -> RaggedRows:
+    return RaggedRows.of([matrix.rows[matrix.indptr[u] : matrix.indptr[u + 1]] for u in users.tolist()])

@@ -1,0 +1,126 @@
+"""From a run's columns to the bytes of a RecallResponse."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from recall.v1 import recall_pb2 as pb
+
+from engine.core.candidates import ChannelStatus, TriggerKind
+from engine.core.types import Int32Array
+from engine.data.ids import IdIndex
+
+if TYPE_CHECKING:
+    from engine.online.pipeline import Pipeline, Run
+    from engine.online.replica import Replica
+
+
+class ResponseEncoder:
+    """Writes the answers of one batch. What a batch's answers have in common is made once, here."""
+
+    def __init__(self, replica: Replica, pipeline: Pipeline, run: Run) -> None:
+        """Take a finished run.
+
+        Args:
+            replica: what the run ran on.
+            pipeline: the scene's pipeline, which made the run.
+            run: the batch, all stages done.
+        """
+        self._run = run
+        self._items = replica.catalogue.items
+        self._channels = pipeline.channel_names
+        self._filters = pipeline.filter_names
+        self._trigger_kinds = [channel.trigger_kind for channel in pipeline.channels]
+        merged = run.merged
+        self._offsets = merged.offsets.tolist()
+        self._ids = self._items.ids(merged.rows).tolist()
+        self._scores = merged.scores.tolist()
+        self._proposal_offsets = merged.proposal_offsets.tolist()
+        self._proposal_channels = merged.proposal_channels.tolist()
+        self._proposal_ranks = merged.proposal_ranks.tolist()
+        self._proposal_scores = run.columns.scores[merged.proposal_sources].tolist()
+        self._triggers = self._external_triggers(replica.catalogue.users)
+        self._item_field = _field("item", self._items)
+        batch = len(run.requests)
+        self._microseconds = (run.channel_us / batch).astype(np.int64).tolist()
+        # Messages written one behind the other are one message: what never differs is written once.
+        constant = pb.RecallResponse(release=replica.release, snapshots=dict(replica.versions))
+        self._constant = constant.SerializeToString(deterministic=True)
+
+    def response(self, q: int, request_id: str, debug: bool) -> bytes:
+        """Return the bytes of query q's RecallResponse.
+
+        Args:
+            q: its place in the batch.
+            request_id: comes back in the answer.
+            debug: adds DebugInfo.
+        """
+        response = pb.RecallResponse(request_id=request_id)
+        self._add_candidates(response, q)
+        self._add_reports(response, q)
+        hydrated, request = self._run.hydrated, self._run.requests[q]
+        response.unknown.user = request.user_id is not None and bool(hydrated.batch.users[q] < 0)
+        response.unknown.recent_items = int(hydrated.unknown_recent[q])
+        response.unknown.exclude_items = int(hydrated.unknown_excluded[q])
+        if debug:
+            self._add_debug(response, q)
+        return response.SerializeToString() + self._constant
+
+    def _add_candidates(self, response: pb.RecallResponse, q: int) -> None:
+        names, item_field = self._channels, self._item_field
+        channels, ranks = self._proposal_channels, self._proposal_ranks
+        scores, triggers = self._proposal_scores, self._triggers
+        for i in range(self._offsets[q], self._offsets[q + 1]):
+            candidate = response.candidates.add(score=self._scores[i], **{item_field: self._ids[i]})
+            add = candidate.proposals.add
+            for p in range(self._proposal_offsets[i], self._proposal_offsets[i + 1]):
+                add(channel=names[channels[p]], rank=ranks[p], score=scores[p], **triggers[p])
+
+    def _add_reports(self, response: pb.RecallResponse, q: int) -> None:
+        run = self._run
+        merged_channels = run.merged.kept.shape[0]  # without the fallback channels where nobody asked them
+        for c, name in enumerate(self._channels):
+            status = int(run.status[c, q])
+            response.channels.add(
+                channel=name,
+                status=status,  # the numbers are the wire's own
+                trigger_kind=int(self._trigger_kinds[c]),
+                returned=int(run.returned[c, q]),
+                eligible=int(run.merged.eligible[c, q]) if c < merged_channels else 0,
+                kept=int(run.merged.kept[c, q]) if c < merged_channels else 0,
+                microseconds=self._microseconds[c],
+                message=run.messages.get(c, "") if status == ChannelStatus.ERROR else "",
+            )
+        for f, name in enumerate(self._filters):
+            response.filters.add(filter=name, removed=int(run.removed[f, q]))
+
+    def _add_debug(self, response: pb.RecallResponse, q: int) -> None:
+        run, debug = self._run, response.debug
+        debug.batch_size = len(run.requests)
+        for stage, microseconds in run.stage_us.items():
+            debug.stages.add(stage=stage, microseconds=int(microseconds))
+        history = run.batch.history
+        ids = self._items.ids(history.rows[history.offsets[q] : history.offsets[q + 1]]).tolist()
+        getattr(debug, "history_item_ids" if self._items.kind == "int64" else "history_item_keys").extend(ids)
+
+    def _external_triggers(self, users: IdIndex) -> list[dict[str, Any]]:
+        """The trigger field of each proposal; empty where nothing particular caused it."""
+        run = self._run
+        rows: Int32Array = run.columns.triggers[run.merged.proposal_sources]
+        fields: list[dict[str, Any]] = [{}] * rows.size
+        for c, kind in enumerate(self._trigger_kinds):
+            at = np.flatnonzero((run.merged.proposal_channels == c) & (rows >= 0))
+            if not at.size or kind is TriggerKind.NONE:
+                continue
+            index = {TriggerKind.ITEM: self._items, TriggerKind.USER: users}.get(kind)
+            # Rows of the other kinds mean something inside their channel alone: the number itself names them.
+            name = "trigger_id" if index is None else _field("trigger", index)
+            values = (rows[at] if index is None else index.ids(rows[at])).tolist()
+            for p, value in zip(at.tolist(), values, strict=True):
+                fields[p] = {name: value}
+        return fields
+
+
+def _field(what: str, index: IdIndex) -> str:
+    return f"{what}_id" if index.kind == "int64" else f"{what}_key"

@@ -1,0 +1,149 @@
+"""Hydrate: turn parsed requests into the batch that channels see. Ids become rows, histories are read once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from engine.core.query import History, QueryBatch
+from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array, RaggedRows
+from engine.data.ids import IdIndex
+from engine.online.request import RecentItems, Request
+from engine.state.history import UserState
+
+
+@dataclass(frozen=True, slots=True)
+class Hydrated:
+    """The batch, and what its requests named that the catalogue does not know.
+
+    Attributes:
+        batch: the batch.
+        unknown_recent, unknown_excluded: int32[n], counts per query.
+    """
+
+    batch: QueryBatch
+    unknown_recent: Int32Array
+    unknown_excluded: Int32Array
+
+
+class Hydrator:
+    """Looks ids up in the catalogue and reads the user state."""
+
+    def __init__(self, items: IdIndex, users: IdIndex, state: UserState) -> None:
+        self._item_index = items
+        self._user_index = users
+        self._state = state
+        self._guest: int | str = -1 if users.kind == "int64" else ""
+
+    @property
+    def items(self) -> int:
+        """Rows in the catalogue."""
+        return len(self._item_index)
+
+    @property
+    def users(self) -> int:
+        """Rows in the index of users."""
+        return len(self._user_index)
+
+    def __call__(self, requests: Sequence[Request]) -> Hydrated:
+        """Make the batch of these requests."""
+        n = len(requests)
+        # A guest's stand-in (-1, or the empty string) is no id, so the index answers "unknown".
+        user_ids = np.array([self._guest if r.user_id is None else r.user_id for r in requests])
+        users = self._user_index.rows(user_ids)
+        unknown_recent = np.zeros(n, np.int32)
+        unknown_excluded = np.zeros(n, np.int32)
+        history = self._state.read(user_ids, users)
+        if any(r.recent is not None for r in requests):
+            history = self._with_recent(history, requests, unknown_recent)
+        excluded = RaggedRows.empty(n)
+        if any(r.excluded is not None for r in requests):
+            excluded = self._excluded(requests, unknown_excluded)
+        batch = QueryBatch(
+            user_ids=user_ids,
+            users=users,
+            history=history,
+            excluded=excluded,
+            now=np.array([r.now for r in requests], np.int64),
+            latitude=np.array([r.latitude for r in requests], np.float64),
+            longitude=np.array([r.longitude for r in requests], np.float64),
+            cities=tuple(r.city for r in requests),
+            devices=tuple(r.device for r in requests),
+        )
+        return Hydrated(batch, unknown_recent, unknown_excluded)
+
+    def _excluded(self, requests: Sequence[Request], unknown: Int32Array) -> RaggedRows:
+        lists: list[Int32Array] = []
+        for q, request in enumerate(requests):
+            rows = np.empty(0, np.int32)
+            if request.excluded is not None:
+                rows = self._item_index.rows(request.excluded)
+                known = rows >= 0
+                unknown[q] = rows.size - np.count_nonzero(known)
+                rows = rows[known]
+            lists.append(rows)
+        return RaggedRows.of(lists)
+
+    def _with_recent(self, stored: History, requests: Sequence[Request], unknown: Int32Array) -> History:
+        parts: list[tuple[Int32Array, Float32Array, Int64Array]] = []
+        for q, request in enumerate(requests):
+            mine = slice(int(stored.offsets[q]), int(stored.offsets[q + 1]))
+            rows, weights, times = stored.rows[mine], stored.weights[mine], stored.timestamps[mine]
+            if request.recent is not None:
+                given = self._item_index.rows(request.recent.ids)
+                unknown[q] = np.count_nonzero(given < 0)
+                rows, weights, times = combine(given, request.recent, rows, weights, times)
+            parts.append((rows, weights, times))
+        offsets = np.zeros(len(parts) + 1, np.int64)
+        np.cumsum([rows.size for rows, _, _ in parts], out=offsets[1:])
+        return History(
+            np.concatenate([rows for rows, _, _ in parts]).astype(np.int32, copy=False),
+            np.concatenate([weights for _, weights, _ in parts]).astype(np.float32, copy=False),
+            np.concatenate([times for _, _, times in parts]).astype(np.int64, copy=False),
+            offsets,
+        )
+
+
+def combine(
+    given: Int32Array, recent: RecentItems, rows: Int32Array, weights: Float32Array, times: Int64Array
+) -> tuple[AnyArray, AnyArray, AnyArray]:
+    """Put what the caller gave in front of what is stored; each item stays once, where it first stands.
+
+    A given item weighs the sum of the points of its distinct events; one that is stored too weighs the larger of the
+    two, because the stored points do not say which events they count.
+
+    Args:
+        given: int32[m], rows of recent.ids; -1 where unknown, which is left out.
+        recent: the caller's items.
+        rows, weights, times: the stored history.
+    """
+    known = given >= 0
+    # One entry per (item, kind), first occurrence kept, then the points of an item's kinds add up.
+    pairs = np.stack((given[known].astype(np.int64), recent.kinds[known]), axis=1)
+    _, first = np.unique(pairs, axis=0, return_index=True)
+    positions = np.flatnonzero(known)[np.sort(first)]
+    unique_rows, lead, inverse = np.unique(given[positions], return_index=True, return_inverse=True)
+    points = np.bincount(inverse, weights=recent.points[positions], minlength=unique_rows.size).astype(
+        np.float32
+    )
+    order = np.argsort(lead, kind="stable")
+    front_rows = unique_rows[order]
+    front_weights = points[order]
+    front_times = recent.timestamps[positions[lead[order]]]
+    if recent.override:
+        return front_rows, front_weights, front_times
+    if rows.size and front_rows.size:
+        at = np.searchsorted(unique_rows, rows)
+        at[at == unique_rows.size] = 0
+        repeated = unique_rows[at] == rows
+        rank = np.empty(order.size, np.int64)
+        rank[order] = np.arange(order.size)
+        np.maximum.at(front_weights, rank[at[repeated]], weights[repeated])
+        rows, weights, times = rows[~repeated], weights[~repeated], times[~repeated]
+    return (
+        np.concatenate((front_rows, rows)),
+        np.concatenate((front_weights, weights)),
+        np.concatenate((front_times, times)),
+    )

@@ -1,0 +1,254 @@
+"""The pipeline of a scene: hydrate -> fan out -> mask -> merge -> fill. What `serve` runs and `eval` measures."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine.config import SceneConfig
+from engine.core.candidates import CandidateBatch, ChannelStatus, TriggerKind, check_contract
+from engine.core.channel import Channel, gates, iterate_gate
+from engine.core.errors import ContractError
+from engine.core.filter import FanOut, Filter
+from engine.core.members import drop
+from engine.core.merge import Merged, merge
+from engine.core.query import QueryBatch
+from engine.core.types import BoolArray, Float32Array, Float64Array, Int32Array
+from engine.online.hydrate import Hydrated, Hydrator
+from engine.online.request import Request
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The candidates of some channels for a batch, channel after channel: what filters and the merge work on."""
+
+    fan_out: FanOut
+    scores: Float32Array
+    triggers: Int32Array
+    keep: BoolArray
+
+    @classmethod
+    def of(cls, answers: Sequence[CandidateBatch], queries: int) -> Columns:
+        """Put the answers end to end."""
+        rows = np.concatenate([answer.rows for answer in answers])
+        offsets = np.zeros(len(answers) * queries + 1, np.int64)
+        base = 0
+        for c, answer in enumerate(answers):
+            np.add(answer.offsets[1:], base, out=offsets[c * queries + 1 : (c + 1) * queries + 1])
+            base += answer.rows.size
+        return cls(
+            FanOut(rows, offsets, queries),
+            np.concatenate([answer.scores for answer in answers]),
+            np.concatenate([answer.triggers for answer in answers]),
+            np.ones(rows.size, np.bool_),
+        )
+
+    def followed_by(self, other: Columns) -> Columns:
+        """Return these channels and then the other's."""
+        offsets = np.concatenate((self.fan_out.offsets, other.fan_out.offsets[1:] + self.fan_out.rows.size))
+        return Columns(
+            FanOut(np.concatenate((self.fan_out.rows, other.fan_out.rows)), offsets, self.fan_out.queries),
+            np.concatenate((self.scores, other.scores)),
+            np.concatenate((self.triggers, other.triggers)),
+            np.concatenate((self.keep, other.keep)),
+        )
+
+
+@dataclass(slots=True)
+class Run:
+    """One batch on its way down the stages; each stage fills in its part.
+
+    Channel axes are the scene's channels in merge order, then its fallback channels.
+    """
+
+    requests: Sequence[Request]
+    limits: Int32Array
+    quotas: Int32Array
+    status: Int32Array
+    returned: Int32Array
+    removed: Int32Array
+    channel_us: Float64Array
+    messages: dict[int, str] = field(default_factory=dict)
+    stage_us: dict[str, float] = field(default_factory=dict)
+    hydrated: Hydrated = field(init=False)
+    columns: Columns = field(init=False)
+    merged: Merged = field(init=False)
+
+    @property
+    def batch(self) -> QueryBatch:
+        """The batch as the channels see it."""
+        return self.hydrated.batch
+
+
+class Pipeline:
+    """One scene's channels, filters and merge over one loaded release. Safe to use from several threads at once."""
+
+    def __init__(
+        self,
+        scene: SceneConfig,
+        channels: dict[str, Channel],
+        filters: dict[str, Filter],
+        hydrator: Hydrator,
+        reserve_ms: float = 0.0,
+    ) -> None:
+        """Make a pipeline.
+
+        Args:
+            scene: the scene's configuration.
+            channels: every channel it names, fallback included.
+            filters: every filter it names.
+            hydrator: looks ids up and reads histories.
+            reserve_ms: the part of a request's deadline inside which no channel starts.
+        """
+        self.scene = scene
+        self.channel_names = (*scene.quotas, *scene.fallback)
+        self.filter_names = scene.filters
+        self.channels = [channels[name] for name in self.channel_names]
+        self._filters = [filters[name] for name in scene.filters]
+        self._hydrator = hydrator
+        self._reserve = reserve_ms / 1000
+        self._first_fallback = len(scene.quotas)
+        self._quotas = np.array([*scene.quotas.values(), *(0 for _ in scene.fallback)], np.int32)
+        self._weights = np.array([scene.weights.get(name, 1.0) for name in self.channel_names], np.float64)
+        self._gated = [gates(channel) for channel in self.channels]
+        indexed = {TriggerKind.ITEM: hydrator.items, TriggerKind.USER: hydrator.users}
+        self._trigger_rows = [indexed.get(channel.trigger_kind) for channel in self.channels]
+        self.stages: tuple[tuple[str, Callable[[Run], None]], ...] = (
+            ("hydrate", self._hydrate),
+            ("fan_out", self._fan_out),
+            ("mask", self._mask),
+            ("merge", self._merge),
+            ("fill", self._fill),
+        )
+
+    def run(self, requests: Sequence[Request]) -> Run:
+        """Answer requests together; the answers stand in the returned run's columns, in the order of the requests."""
+        n = len(requests)
+        channels = len(self.channel_names)
+        run = Run(
+            requests=requests,
+            limits=np.array([self.scene.limit if r.limit is None else r.limit for r in requests], np.int32),
+            quotas=np.repeat(self._quotas[:, None], n, axis=1),
+            status=np.full((channels, n), int(ChannelStatus.SKIPPED), np.int32),
+            returned=np.zeros((channels, n), np.int32),
+            removed=np.zeros((len(self._filters), n), np.int32),
+            channel_us=np.zeros(channels),
+        )
+        started = time.perf_counter()
+        for name, stage in self.stages:
+            stage(run)
+            ended = time.perf_counter()
+            run.stage_us[name] = (ended - started) * 1e6
+            started = ended
+        return run
+
+    def _hydrate(self, run: Run) -> None:
+        run.hydrated = self._hydrator(run.requests)
+
+    def _fan_out(self, run: Run) -> None:
+        asked = np.ones(run.quotas.shape, np.bool_)
+        for q, request in enumerate(run.requests):
+            for name, quota in request.quotas.items():
+                c = self.channel_names.index(name)
+                run.quotas[c, q] = quota
+                asked[c, q] = quota > 0
+        depth = np.maximum(run.quotas, run.limits) + self._overfetch(run.batch)
+        depth[~asked] = 0
+        answers = [self._ask(run, c, depth[c]) for c in range(self._first_fallback)]
+        run.columns = Columns.of(answers, len(run.requests))
+
+    def _overfetch(self, batch: QueryBatch) -> Int32Array:
+        """int32[n]: how far behind the quota a channel must reach so that what filters remove costs it nothing."""
+        extra = np.zeros(len(batch), np.int64)
+        for component in self._filters:
+            more = component.overfetch(batch)
+            if more is not None:
+                extra += more
+        return extra.astype(np.int32)
+
+    def _ask(self, run: Run, c: int, k: Int32Array) -> CandidateBatch:
+        """Run one channel: gate, deadline, contract, timing and error policy are here, once for all channels."""
+        started = time.perf_counter()
+        status = run.status[c]
+        k = k.copy()
+        now = time.monotonic() + self._reserve
+        for q, request in enumerate(run.requests):
+            if k[q] > 0 and request.deadline <= now:
+                k[q] = 0
+                status[q] = ChannelStatus.TIMEOUT
+        channel = self.channels[c]
+        answer = CandidateBatch.empty(k.size)
+        try:
+            if self._gated[c] and k.any():
+                shut = ~np.fromiter(iterate_gate(channel, run.batch), np.bool_, k.size) & (k > 0)
+                k[shut] = 0
+                status[shut] = ChannelStatus.GATED
+            if k.any():
+                answer = channel.recall_batch(run.batch, k)
+                check_contract(answer, k, self._hydrator.items, self.channel_names[c], self._trigger_rows[c])
+                lengths = answer.offsets[1:] - answer.offsets[:-1]
+                run.returned[c] = lengths
+                asked = k > 0
+                status[asked & (lengths > 0)] = ChannelStatus.OK
+                status[asked & (lengths == 0)] = ChannelStatus.EMPTY
+        except Exception as error:  # whatever a channel raises is that channel's failure alone
+            answer = CandidateBatch.empty(k.size)
+            status[k > 0] = ChannelStatus.ERROR
+            run.messages[c] = str(error) if isinstance(error, ContractError) else repr(error)
+            log.exception("channel %s failed", self.channel_names[c])
+        run.channel_us[c] = (time.perf_counter() - started) * 1e6
+        return answer
+
+    def _mask(self, run: Run) -> None:
+        self._filter(run, run.columns)
+
+    def _filter(self, run: Run, columns: Columns) -> None:
+        if columns.keep.size == 0:
+            return
+        for f, component in enumerate(self._filters):
+            stays = component.keep(run.batch, columns.fan_out)
+            if stays.dtype != np.bool_ or stays.shape != columns.keep.shape:
+                raise ContractError(
+                    f"filter {self.filter_names[f]!r}: keep() must return bool[{columns.keep.size}]"
+                )
+            run.removed[f] += drop(columns.keep, stays, columns.fan_out.offsets, columns.fan_out.queries)
+
+    def _merge(self, run: Run) -> None:
+        self._merge_first(run, self._first_fallback)
+
+    def _merge_first(self, run: Run, channels: int) -> None:
+        run.merged = merge(
+            run.columns.fan_out.rows,
+            run.columns.fan_out.offsets,
+            run.columns.keep,
+            run.quotas[:channels],
+            self._weights[:channels],
+            run.limits,
+            self.scene.merge,
+            self.scene.rank_constant,
+        )
+
+    def _fill(self, run: Run) -> None:
+        """Where an answer is short ask the fallback channels; of quota 0, they only backfill."""
+        lengths = run.merged.offsets[1:] - run.merged.offsets[:-1]
+        short = lengths < run.limits
+        if not short.any() or self._first_fallback == len(self.channel_names):
+            return
+        # What stands in the list already may stand in front of the fallback's list too.
+        depth = np.where(short, run.limits + self._overfetch(run.batch) + lengths, 0).astype(np.int32)
+        answers = []
+        for c in range(self._first_fallback, len(self.channel_names)):
+            name = self.channel_names[c]
+            off = np.array([request.quotas.get(name, 1) == 0 for request in run.requests])
+            answers.append(self._ask(run, c, np.where(off, 0, depth).astype(np.int32)))
+        more = Columns.of(answers, len(run.requests))
+        self._filter(run, more)
+        run.columns = run.columns.followed_by(more)
+        run.quotas[self._first_fallback :] = 0
+        self._merge_first(run, len(self.channel_names))

@@ -1,0 +1,59 @@
+"""User history: what each user did most recently. One interface; the snapshot answers it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from engine.core.channel import SnapshotSink
+from engine.core.interactions import Interactions
+from engine.core.query import History
+from engine.core.ragged import take_lists
+from engine.core.types import AnyArray, Int32Array
+
+HISTORY = "history"
+"""The snapshot component that holds the histories."""
+
+
+class UserState(Protocol):
+    """Where the pipeline reads users from, once per batch."""
+
+    def read(self, user_ids: AnyArray, users: Int32Array) -> History:
+        """Return the stored history of each user.
+
+        Args:
+            user_ids: [n] external ids.
+            users: int32[n], rows of the user index, -1 where it does not know the user.
+        """
+
+
+class SnapshotHistory:
+    """The history as it was when the release was built."""
+
+    def __init__(self, arrays: Mapping[str, AnyArray]) -> None:
+        self._indptr = arrays["indptr"]
+        self._rows = arrays["rows"]
+        self._weights = arrays["weights"]
+        self._timestamps = arrays["timestamps"]
+
+    def read(self, user_ids: AnyArray, users: Int32Array) -> History:
+        """Return the stored history of each user; empty where the user is unknown."""
+        del user_ids
+        if users.size == 1:  # the common case under light load: four slices, no copy
+            u = int(users[0])
+            part = slice(int(self._indptr[u]), int(self._indptr[u + 1])) if u >= 0 else slice(0, 0)
+            offsets = np.array([0, part.stop - part.start], np.int64)
+            return History(self._rows[part], self._weights[part], self._timestamps[part], offsets)
+        offsets, positions = take_lists(self._indptr, users)
+        return History(self._rows[positions], self._weights[positions], self._timestamps[positions], offsets)
+
+
+def write_history(sink: SnapshotSink, liked: Interactions, keep: int) -> None:
+    """Write each user's newest `keep` items."""
+    kept = liked.newest(keep)
+    sink.write("indptr", kept.indptr)
+    sink.write("rows", kept.rows)
+    sink.write("weights", kept.weights)
+    sink.write("timestamps", kept.timestamps)

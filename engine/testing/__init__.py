@@ -1,0 +1,1 @@
+"""Contract suites that authors of channels and filters inherit."""
