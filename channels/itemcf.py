@@ -8,7 +8,7 @@ reached twice add up, the best 100 are returned.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import Field
@@ -20,6 +20,7 @@ from engine.core.interactions import Interactions
 from engine.core.options import Online, Options, Tune
 from engine.core.query import QueryBatch
 from engine.core.similarity import (
+    Finish,
     NeighbourBlock,
     NeighbourLists,
     SparseRows,
@@ -38,17 +39,21 @@ class ItemCFOptions(Options):
     activity_exponent: Annotated[float, Field(ge=0, le=2), Tune(0.0, 1.5)] = 0.0
     """A common user counts |I_u|^-this: likes of somebody who likes everything say less. 0 in the course."""
 
-    source_exponent: Annotated[float, Field(ge=0, le=1), Tune(0.2, 0.9)] = 0.5
-    """The dot product is divided by (sum of squared scores of the trigger)^this; 1/2 is the cosine."""
+    source_exponent: Annotated[float, Field(ge=0, le=1), Tune(0.0, 0.7)] = 0.5
+    """A trigger's list is divided by (sum of its squared scores)^this; 1/2 is the cosine. With `normalize = "sum"` it
+    says how much less a popular trigger says than a rare one, and 0 is a good value."""
 
-    target_exponent: Annotated[float, Field(ge=0, le=1), Tune(0.1, 0.8)] = 0.5
+    target_exponent: Annotated[float, Field(ge=0, le=1), Tune(0.0, 0.6)] = 0.5
     """The same for the neighbour: less than 1/2 favours popular neighbours."""
 
-    shrinkage: Annotated[float, Field(ge=0, le=1e6)] = 0.0
-    """Added to the divisor: similarities that rest on few common users shrink."""
+    shrinkage: Annotated[float, Field(ge=0, le=1e6), Tune(0.0, 20.0)] = 0.0
+    """A similarity that rests on n common users is multiplied by n / (n + this). 0 in the course."""
 
-    amplification: Annotated[float, Field(gt=0, le=4), Tune(0.3, 1.5)] = 1.0
-    """Exponent applied to every similarity kept."""
+    normalize: Annotated[Literal["none", "sum"], Tune(choices=("none", "sum"))] = "none"
+    """`sum` divides each trigger's list, once cut, by its sum, so that every trigger has the same say."""
+
+    amplification: Annotated[float, Field(gt=0, le=4), Tune(0.5, 2.0)] = 1.0
+    """Exponent applied to every similarity kept, after `normalize`."""
 
     half_life_days: Annotated[float, Field(ge=0)] = 0.0
     """A like counts half when it is this old (age measured from the last event of the data); 0 is no decay."""
@@ -101,8 +106,10 @@ def itemcf_neighbours(
 ) -> Iterable[NeighbourBlock]:
     """Yield every item's neighbours, block by block.
 
-    sim(i, j) = (sum over u of x_ui x_uj |I_u|^-c / (|x_i|^2a |x_j|^2b + shrinkage)) ^ amplification; with c = 0,
-    a = b = 1/2 the cosine.
+    s(i, j) = n / (n + shrinkage) * (sum over u of x_ui x_uj |I_u|^-c) / |x_j|^2b, n how many users like both; the best
+    stay, and sim(i, j) = (s(i, j) [/ sum of what stayed])^amplification / |x_i|^2a. With c = shrinkage = 0, a = b = 1/2
+    and no normalisation that is the cosine. Damping by activity is the 1 / log(1 + |I_u|) of Breese et al. 1998 as a
+    power; n / (n + shrinkage) is Herlocker's significance weighting as Bell and Koren smoothed it (2007).
 
     Args:
         liked: the interest matrix.
@@ -119,11 +126,10 @@ def itemcf_neighbours(
         items,
         users,
         power(liked.user_counts().astype(np.float64), -config.activity_exponent),
-        power(norms, config.source_exponent),
         power(norms, config.target_exponent),
         config.shrinkage,
-        config.amplification,
         config.neighbours,
+        Finish(config.normalize == "sum", config.amplification, power(norms, config.source_exponent)),
         threads,
         progress,
         "itemcf",

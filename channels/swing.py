@@ -7,7 +7,7 @@ s(i, j) = sum over pairs of users u, v who both like i and j of w_u w_v / (alpha
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from numba import njit
@@ -20,10 +20,12 @@ from engine.core.errors import BuildError
 from engine.core.options import Online, Options, Tune
 from engine.core.query import QueryBatch
 from engine.core.similarity import (
+    Finish,
     NeighbourBlock,
     NeighbourLists,
     balanced_blocks,
     drain_best,
+    power,
     push_best,
     write_neighbour_lists,
 )
@@ -36,23 +38,26 @@ class SwingOptions(Options):
     alpha: Annotated[float, Field(ge=0), Tune(0.1, 30.0, log=True)] = 1.0
     """Added to the overlap of two users: the larger, the less a small circle is held back."""
 
-    user_exponent: Annotated[float, Field(ge=0, le=2), Tune(0.0, 1.5)] = 0.5
+    user_exponent: Annotated[float, Field(ge=0, le=2), Tune(0.0, 1.0)] = 0.5
     """w_u = |I_u|^-this. The paper's is 1/2; larger values trust active users less. (A negative exponent, which some
     programs have, would trust them more; it is refused.)"""
 
-    source_exponent: Annotated[float, Field(ge=0, le=2), Tune(0.0, 1.0)] = 0.0
-    """The similarity is divided by |U_i|^this, i the trigger. Not in the paper, where it is 0."""
+    single_users: Annotated[float, Field(ge=0, le=10), Tune(0.0, 1.0)] = 0.0
+    """Adds this times w_u^2 / (alpha + 1) for every user u of both items, as if u had a twin who shares nothing else: so
+    that items which share a single user are neighbours too. Not in the paper, where it is 0."""
 
-    target_exponent: Annotated[float, Field(ge=0, le=2), Tune(0.0, 1.0)] = 0.0
+    source_exponent: Annotated[float, Field(ge=0, le=2), Tune(0.0, 1.0)] = 0.0
+    """A trigger's list is divided by |U_i|^this. Not in the paper, where it is 0."""
+
+    target_exponent: Annotated[float, Field(ge=0, le=2), Tune(0.0, 0.6)] = 0.0
     """The similarity is divided by |U_j|^this, j the neighbour. Not in the paper, where it is 0."""
 
-    self_pairs: Annotated[float, Field(ge=0, le=10), Tune(0.0, 2.0)] = 0.5
-    """How much a user paired with himself counts, w_u^2 / (alpha + |I_u|) for every user of both items. The paper's double
-    sum over u and v, each pair twice and u = v once, is 1/2 of one pair; 0 is pairs of different users only, so that
-    items that share a single user are no neighbours."""
+    normalize: Annotated[Literal["none", "sum"], Tune(choices=("none", "sum"))] = "none"
+    """`sum` divides each trigger's list, once cut, by its sum, so that every trigger has the same say. The paper has
+    none."""
 
-    amplification: Annotated[float, Field(gt=0, le=4), Tune(0.3, 1.5)] = 1.0
-    """Exponent applied to every similarity kept. Not in the paper, where it is 1."""
+    amplification: Annotated[float, Field(gt=0, le=4), Tune(0.5, 2.0)] = 1.0
+    """Exponent applied to every similarity kept, after `normalize`. Not in the paper, where it is 1."""
 
     neighbours: Annotated[int, Field(ge=1, le=10_000)] = 200
     """Neighbours kept per item."""
@@ -132,12 +137,12 @@ def swing_neighbours(
     item_indptr, users = _sample(item_indptr, users, config.max_users_per_item, config.seed + 1)
     activity = np.maximum(np.diff(indptr), 1).astype(np.float64)
     weights = (activity**-config.user_exponent).astype(np.float32)
-    source = (counts**-config.source_exponent).astype(np.float32)
+    finish = Finish(config.normalize == "sum", config.amplification, power(counts, config.source_exponent))
     target = (counts**-config.target_exponent).astype(np.float32)
     longest = int(np.diff(indptr).max(initial=0))
     # Two users of one item share at least that item: the overlap 0 is never looked up.
     pair = (1.0 / (config.alpha + np.maximum(np.arange(longest + 1), 1))).astype(np.float32)
-    alone = (config.self_pairs * weights**2 / (config.alpha + activity)).astype(np.float32)
+    alone = (config.single_users * weights**2 / (config.alpha + 1)).astype(np.float32)
     most = int(np.diff(item_indptr).max(initial=0))
     keep = min(config.neighbours, items)
 
@@ -146,12 +151,11 @@ def swing_neighbours(
         neighbours = np.empty(keep * (end - begin), np.int32)
         similarities = np.empty(keep * (end - begin), np.float32)
         total = _swing(
-            indptr, rows, item_indptr, users, weights, alone, pair, source, target, most, keep, begin, end, lengths,
+            indptr, rows, item_indptr, users, weights, alone, pair, target, most, keep, begin, end, lengths,
             neighbours, similarities,
         )  # fmt: skip
         kept = similarities[:total].copy()
-        if config.amplification != 1.0:
-            np.power(kept, np.float32(config.amplification), out=kept)
+        finish(begin, lengths, kept)
         return NeighbourBlock(lengths, neighbours[:total].copy(), kept)
 
     per_item = np.diff(item_indptr)
@@ -217,7 +221,7 @@ def _transpose(indptr, rows, cursor, users):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _swing(  # type: ignore[no-untyped-def]
-    indptr, rows, item_indptr, users, weights, alone, pair, source, target, most, keep, begin, end, lengths, neighbours,
+    indptr, rows, item_indptr, users, weights, alone, pair, target, most, keep, begin, end, lengths, neighbours,
     similarities,
 ):  # fmt: skip
     items = item_indptr.size - 1
@@ -292,7 +296,7 @@ def _swing(  # type: ignore[no-untyped-def]
                         other = np.uint64(local[y])
                         inner += trust[other] * pair[overlap[one, other]]
                     total += trust[one] * inner
-            cell[0] = total * source[i] * target[j]
+            cell[0] = total * target[j]
             if cell[0] > zero and j != i:
                 size = push_best(heap, size, keep, bits[0], j)
             counts[j] = 0
@@ -302,7 +306,7 @@ def _swing(  # type: ignore[no-untyped-def]
 
 
 def swing_reference(liked: AnyArray, config: SwingOptions) -> AnyArray:
-    """The plain NumPy twin: s(i, j) for every pair of items of a dense 0/1 matrix [users, items], uncapped."""
+    """The plain NumPy twin: sim(i, j) for every pair of items of a dense 0/1 matrix [users, items], nothing cut."""
     liked = liked.astype(np.float64)
     activity = np.maximum(liked.sum(axis=1), 1)
     popularity = np.maximum(liked.sum(axis=0), 1)
@@ -310,13 +314,14 @@ def swing_reference(liked: AnyArray, config: SwingOptions) -> AnyArray:
     overlap = liked @ liked.T
     scores = np.zeros((liked.shape[1], liked.shape[1]))
     for u in range(liked.shape[0]):
-        for v in range(u, liked.shape[0]):
+        scores += config.single_users * np.outer(liked[u], liked[u]) * weights[u] ** 2 / (config.alpha + 1)
+        for v in range(u + 1, liked.shape[0]):
             both = liked[u] * liked[v]
             if both.any():
-                share = config.self_pairs if u == v else 1.0
-                scores += share * np.outer(both, both) * weights[u] * weights[v] / (config.alpha + overlap[u, v])
+                scores += np.outer(both, both) * weights[u] * weights[v] / (config.alpha + overlap[u, v])
     np.fill_diagonal(scores, 0)
-    scaled: AnyArray = scores * np.outer(
-        popularity**-config.source_exponent, popularity**-config.target_exponent
-    )
-    return scaled**config.amplification
+    scores *= popularity**-config.target_exponent
+    if config.normalize == "sum":
+        scores /= np.maximum(scores.sum(axis=1, keepdims=True), 1e-30)
+    scaled: AnyArray = scores**config.amplification / popularity[:, None] ** config.source_exponent
+    return scaled

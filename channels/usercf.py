@@ -22,6 +22,7 @@ from engine.core.options import Online, Options, Tune
 from engine.core.query import QueryBatch
 from engine.core.ragged import take_lists
 from engine.core.similarity import (
+    Finish,
     NeighbourBlock,
     NeighbourLists,
     SparseRows,
@@ -38,11 +39,8 @@ class UserCFOptions(Options):
     item_exponent: Annotated[float, Field(ge=0, le=2), Tune(0.0, 1.0)] = 0.0
     """An item that n users like counts n^-this in the similarity, besides the course's 1 / log(1 + n)."""
 
-    source_exponent: Annotated[float, Field(ge=0, le=1), Tune(0.2, 0.9)] = 0.5
-    """The similarity is divided by (number of items of the user who asks)^this; 1/2 in the course."""
-
     target_exponent: Annotated[float, Field(ge=0, le=1), Tune(0.1, 0.9)] = 0.5
-    """The same for the neighbour."""
+    """The similarity is divided by (number of items of the neighbour)^this; 1/2 in the course."""
 
     amplification: Annotated[float, Field(gt=0, le=4), Tune(0.5, 2.5)] = 1.0
     """Exponent applied to every similarity kept."""
@@ -131,8 +129,8 @@ def usercf_neighbours(
 ) -> Iterable[NeighbourBlock]:
     """Yield every user's similar users, block by block.
 
-    sim(u, v) = (sum over items l both like of n_l^-c / log(1 + n_l) / (|J_u|^a |J_v|^b)) ^ amplification; with c = 0,
-    a = b = 1/2 the course's. Likes count as 0 or 1 here, as in the course; how much somebody likes an item enters when
+    sim(u, v) = (sum over items l both like of n_l^-c / log(1 + n_l) / |J_v|^b) ^ amplification / |J_u|^1/2; with c = 0
+    and b = 1/2 the course's. What is u's own changes no ranking of u's, so it has no option. Likes count as 0 or 1 here, as in the course; how much somebody likes an item enters when
     the item is recalled.
 
     Args:
@@ -149,11 +147,10 @@ def usercf_neighbours(
         SparseRows(liked.indptr, liked.rows, ones),
         SparseRows(by_item.indptr, by_item.users, ones),
         rarity,
-        power(activity, config.source_exponent),
         power(activity, config.target_exponent),
         0.0,
-        config.amplification,
         config.neighbours,
+        Finish(False, config.amplification, power(activity, 0.5)),
         threads,
         progress,
         "usercf",

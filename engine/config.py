@@ -197,7 +197,7 @@ def parse_config(raw: dict[str, Any]) -> Config:
         except ConfigError as error:
             raise ConfigError(str(error), "" if error.field else f"filters.{name}") from error
     raw |= {"channels": channels, "filters": filters, "channel_types": types}
-    config = _typed(Config, raw, "")
+    config: Config = _typed(Config, raw, "")
     errors = [problem for problem in cross_check(config) if problem.severity == "error"]
     if errors:
         raise ConfigError(errors[0].text, errors[0].field)

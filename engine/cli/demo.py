@@ -222,8 +222,9 @@ def _show_how_to_ask(target: str, user: Id, store: Path) -> None:
     out = console.output()
     where = "" if target == "127.0.0.1:50051" else f" --target {target}"
     key, value = ("user_id", str(user)) if isinstance(user, int) else ("user_key", f'"{user}"')
+    folder = shlex.quote(str(store))
     lines = (
-        f"{_own_command()} query{where} --user {shlex.quote(str(user))} --limit 10 --store {shlex.quote(str(store))}",
+        f"{_own_command()} query{where} --user {shlex.quote(str(user))} --limit 10 --store {folder}",
         f'grpcurl -plaintext -d \'{{"{key}": {value}, "limit": 3}}\' {target} recall.v1.RecallService/Recall',
         f"{_as_called(Path(sys.executable))} -c 'from engine.client import RecallClient; "
         f'print(RecallClient("{target}").recall({key}={value}, limit=3).item_ids)\'',

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from engine.config import Config, SceneConfig
 
-WIDTH = 92
+WIDTH = 100
 _LABEL = 10
 
 

@@ -8,6 +8,7 @@ import typer
 
 from engine import console
 from engine.cli.common import ConfigOption, StoreOption, settings, start_logging
+from engine.core.errors import SnapshotError
 
 
 def serve(
@@ -24,6 +25,9 @@ def serve(
     loaded, snapshots = settings(config, store)
     changes = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
     loaded = loaded.model_copy(update={"server": loaded.server.model_copy(update=changes)})
+    if not snapshots.release_names():
+        text = "no release has been published here; `recall build DIR` makes one"
+        raise SnapshotError(text, str(snapshots.root))
     start_logging()
 
     def ready(bound: int) -> None:

@@ -13,6 +13,7 @@ from engine.client._values import (
     ChannelReport,
     Debug,
     FilterReport,
+    Id,
     InvalidRequest,
     Proposal,
     Recall,
@@ -51,7 +52,7 @@ def to_message(**arguments: Unpack[Recall]) -> pb.RecallRequest:
             raise ValueError("expected user_id or user_key, got both")
         message.user_key = user_key
     for given in arguments.get("recent_items") or ():
-        recent = given if isinstance(given, RecentItem) else RecentItem(*given)
+        recent = _recent_item(given)
         item = message.recent_items.add(event=recent.event, timestamp=recent.timestamp)
         if isinstance(recent.id, str):
             item.item_key = recent.id
@@ -69,6 +70,13 @@ def to_message(**arguments: Unpack[Recall]) -> pb.RecallRequest:
         message.channel_overrides.add(channel=channel, off=off, quota=None if off else quota)
     _add_context(message.context, arguments)
     return message
+
+
+def _recent_item(given: RecentItem | tuple[Any, ...] | Id) -> RecentItem:
+    if isinstance(given, RecentItem):
+        return given
+    # A string is no sequence of arguments.
+    return RecentItem(*given) if isinstance(given, tuple | list) else RecentItem(given)
 
 
 def _add_context(context: pb.Context, arguments: Recall) -> None:

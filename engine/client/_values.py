@@ -26,8 +26,8 @@ class Recall(TypedDict, total=False):
     limit: int | None
     """Candidates wanted at most."""
 
-    recent_items: Iterable[RecentItem | tuple[Any, ...]]
-    """What the user did most recently, newest first; tuples (id, event, timestamp) will do."""
+    recent_items: Iterable[RecentItem | tuple[Any, ...] | Id]
+    """What the user did most recently, newest first; tuples (id, event, timestamp) and plain ids will do."""
 
     recent_mode: Literal["add", "override"]
     """Whether `recent_items` go in front of the stored history, as they do by default, or replace it."""

@@ -20,11 +20,13 @@ class Tune:
     Attributes:
         low, high: the range searched, both ends included (ints for an int option).
         log: search on a logarithmic scale.
+        choices: searched instead of a range, where the option is no number.
     """
 
-    low: float
-    high: float
+    low: float = 0.0
+    high: float = 1.0
     log: bool = False
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

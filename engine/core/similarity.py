@@ -119,46 +119,45 @@ def top_k_products(
     matrix: SparseRows,
     transposed: SparseRows,
     inner: Float32Array,
-    source_scale: Float32Array,
     target_scale: Float32Array,
     shrinkage: float,
-    amplification: float,
     keep: int,
+    finish: Finish,
     threads: int,
     progress: Progress,
     task: str,
 ) -> Iterable[NeighbourBlock]:
     """Yield, block by block, the largest entries of each row of X D X^T after scaling.
 
-    sim(i, j) = (dot(i, j) / (source(i) target(j) + shrinkage)) ^ amplification, j != i, dot(i, j) = sum over c of
-    x_ic d_c x_jc. Rows are summed with a dense accumulator (Gustavson 1978); memory besides the inputs is, per
-    thread, 8 bytes a row plus the block's output.
+    s(i, j) = dot(i, j) * n / (n + shrinkage) / target(j), j != i, with dot(i, j) = sum over c of x_ic d_c x_jc and n
+    how many columns i and j share; the best `keep` of a row then go through `finish`. Rows are summed with a dense
+    accumulator (Gustavson 1978); memory besides the inputs is, per thread, 8 bytes a row (12 with shrinkage) and the
+    output of two blocks.
 
     Args:
         matrix: X, float32 values.
         transposed: X^T.
         inner: float32[columns], the diagonal of D.
-        source_scale, target_scale: float32[rows], divisors.
-        shrinkage: added to the product of the divisors; pulls similarities of few co-occurrences down.
-        amplification: exponent applied last.
+        target_scale: float32[rows], divisors.
+        shrinkage: columns in common at which a similarity counts half; 0 for no shrinkage.
         keep: how many entries per row.
+        finish: what happens to a row's list once it is cut.
         threads: cores to use.
         progress, task: where to report, under which name.
     """
+    keep = min(keep, matrix.rows)
+    inverse = (1.0 / target_scale).astype(np.float32)
 
     def work(begin: int, end: int) -> NeighbourBlock:
-        room = min(keep, matrix.rows) * (end - begin)
         lengths = np.zeros(end - begin, np.int32)
-        neighbours = np.empty(room, np.int32)
-        similarities = np.empty(room, np.float32)
+        neighbours = np.empty(keep * (end - begin), np.int32)
+        similarities = np.empty(keep * (end - begin), np.float32)
         total = _top_k_products(
             matrix.indptr, matrix.columns, matrix.values, transposed.indptr, transposed.columns, transposed.values,
-            inner, source_scale, target_scale, np.float32(shrinkage), min(keep, matrix.rows), begin, end, lengths,
-            neighbours, similarities,
+            inner, inverse, np.float32(shrinkage), keep, begin, end, lengths, neighbours, similarities,
         )  # fmt: skip
         kept = similarities[:total].copy()
-        if amplification != 1.0:
-            np.power(kept, np.float32(amplification), out=kept)
+        finish(begin, lengths, kept)
         return NeighbourBlock(lengths, neighbours[:total].copy(), kept)
 
     return over_blocks(
@@ -166,14 +165,40 @@ def top_k_products(
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """What happens to a row's neighbour list after it is cut to the best: (s / its sum) ^ amplification / source.
+
+    Attributes:
+        normalize: divide each list by its sum first, so that every trigger has the same say.
+        amplification: exponent.
+        source_scale: float32[rows], divisors applied last.
+    """
+
+    normalize: bool
+    amplification: float
+    source_scale: Float32Array
+
+    def __call__(self, begin: int, lengths: Int32Array, similarities: Float32Array) -> None:
+        """Change the lists of rows begin, begin + 1, ... in place."""
+        owner = np.repeat(np.arange(lengths.size), lengths)
+        if self.normalize:
+            sums = np.bincount(owner, weights=similarities, minlength=lengths.size)
+            similarities /= sums[owner].astype(np.float32)
+        if self.amplification != 1.0:
+            np.power(similarities, np.float32(self.amplification), out=similarities)
+        similarities /= self.source_scale[begin : begin + lengths.size][owner]
+
+
 @njit(nogil=True, cache=True)
 def _top_k_products(  # type: ignore[no-untyped-def]
-    indptr, columns, values, t_indptr, t_columns, t_values, inner, source, target, shrinkage, keep, begin, end,
+    indptr, columns, values, t_indptr, t_columns, t_values, inner, inverse, shrinkage, keep, begin, end,
     lengths, neighbours, similarities,
 ):  # fmt: skip
     rows = indptr.size - 1
     zero = np.float32(0)
     sums = np.zeros(rows, np.float32)
+    shared = np.zeros(rows if shrinkage > zero else 1, np.float32)
     touched = np.empty(
         rows + 1, np.uint32
     )  # one more, so that the branch-free append below may write past the end
@@ -192,6 +217,9 @@ def _top_k_products(  # type: ignore[no-untyped-def]
                 touched[count] = j
                 count += np.uint64(before == zero)
                 sums[j] = before + factor * t_values[r]
+            if shrinkage > zero:
+                for r in range(np.uint64(t_indptr[c]), np.uint64(t_indptr[c + 1])):
+                    shared[np.uint32(t_columns[r])] += np.float32(1)
         sums[i] = zero  # an item is no neighbour of its own; skipped below, like every zero
         size = 0
         worst = zero
@@ -199,7 +227,10 @@ def _top_k_products(  # type: ignore[no-untyped-def]
             j = touched[at]
             value = sums[j]
             sums[j] = zero
-            score = value / (source[i] * target[j] + shrinkage)
+            score = value * inverse[j]
+            if shrinkage > zero:
+                score *= shared[j] / (shared[j] + shrinkage)
+                shared[j] = zero
             if score >= worst and value > zero:
                 cell[0] = score
                 size = push_best(heap, size, keep, bits[0], j)
@@ -265,18 +296,22 @@ def power(base: Float64Array, exponent: float) -> Float32Array:
 def top_k_products_reference(
     dense: AnyArray,
     inner: Float32Array,
-    source_scale: Float32Array,
     target_scale: Float32Array,
     shrinkage: float,
-    amplification: float,
     keep: int,
+    finish: Finish,
 ) -> list[list[tuple[int, float]]]:
     """The plain NumPy twin of `top_k_products` on a dense X, in float64: (row, similarity) pairs per row."""
     products = (dense * inner) @ dense.T
+    shared = (dense != 0).astype(float) @ (dense != 0).T
     lists: list[list[tuple[int, float]]] = []
     for i in range(products.shape[0]):
-        scored = (products[i] / (source_scale[i] * target_scale + shrinkage)) ** amplification
+        scored = products[i] / target_scale
+        if shrinkage:
+            scored = scored * shared[i] / (shared[i] + shrinkage)
         others = [j for j in range(products.shape[0]) if j != i and products[i, j] > 0]
         best = sorted(others, key=lambda j: (-scored[j], j))[:keep]
-        lists.append([(j, float(scored[j])) for j in best])
+        total = sum(scored[j] for j in best) if finish.normalize else 1.0
+        divisor = float(finish.source_scale[i])
+        lists.append([(j, float((scored[j] / total) ** finish.amplification / divisor)) for j in best])
     return lists

@@ -81,8 +81,10 @@ class Catalogue:
                 skipped.append(name)
             elif name in _REALS:
                 numeric[name] = _real(align.read(name), _REALS[name])
+            elif name == "published_at":
+                numeric[name] = numbers(align.read(name).cast(pa.int64()), NO_TIME)
             elif is_number(type_) or pa.types.is_boolean(type_):
-                numeric[name] = numbers(align.read(name), *([NO_TIME] if name == "published_at" else []))
+                numeric[name] = numbers(align.read(name))
             elif name == "title":
                 texts[name] = TextColumn.of(align.read(name))
             elif is_text(type_):
@@ -232,7 +234,7 @@ class _Aligner:
 
 def _real(values: Any, dtype: Any) -> AnyArray:
     """A column of integers or floats as floats; NaN where missing."""
-    return numbers(values.cast(pa.float64())).astype(dtype, copy=False)
+    return numbers(values.cast(pa.float64(), safe=False)).astype(dtype, copy=False)
 
 
 def _author_names(dataset: Dataset, authors: IdIndex) -> TextColumn:

@@ -159,18 +159,18 @@ def numbers(values: Any, missing: int = MISSING_INT) -> AnyArray:
     """Return a pyarrow column of numbers or truth values as an array.
 
     Args:
-        values: integers and truth values become int64, float16 and float32 become float32, float64 stays.
+        values: integers and truth values become int64; uint64, which may not fit, and float64 become
+            float64; shorter floats become float32.
         missing: what stands for null among integers; among floats it is NaN.
 
     Returns:
         int64[n], float32[n] or float64[n].
-
-    Raises:
-        pyarrow.ArrowInvalid: if an unsigned integer does not fit int64.
     """
-    if pa.types.is_floating(values.type):
-        width = pa.float64() if pa.types.is_float64(values.type) else pa.float32()
-        return _numpy(values.cast(width).fill_null(float("nan")))
+    if pa.types.is_floating(values.type) or pa.types.is_uint64(values.type):
+        short = pa.types.is_float16(values.type) or pa.types.is_float32(values.type)
+        return _numpy(
+            values.cast(pa.float32() if short else pa.float64(), safe=False).fill_null(float("nan"))
+        )
     return _numpy(values.cast(pa.int64()).fill_null(missing))
 
 

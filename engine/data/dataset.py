@@ -140,7 +140,9 @@ class Dataset:
             known = {column.name for column in columns}
             texts = [field.name for field in schema if form.is_text(field.type) or form.is_tags(field.type)]
             present += [form.feature_column(text) for text in texts if text not in known]
-        form.check_values(name, present, self.batches(file, [column.name for column in present]))
+        rows = form.check_values(name, present, self.batches(file, [column.name for column in present]))
+        if rows != self.rows[file]:
+            raise DatasetError(f"holds {rows:,} rows, but says that it has {self.rows[file]:,}", name)
         for column in present:
             if column.unique and (twice := self.rows[file] - len(self.index((file, column.name)))):
                 text = f"{twice:,} of {self.rows[file]:,} rows repeat an id that stands before"

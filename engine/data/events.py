@@ -86,16 +86,20 @@ class EventLog:
         start = 0
         for batch in dataset.batches("interactions", columns):
             part = slice(start, start + batch.num_rows)
+            if part.stop > n:
+                break
             log.users[part] = _rows(catalogue.users, batch, "user_id")
             log.items[part] = _rows(catalogue.items, batch, "item_id")
             log.kinds[part] = _codes(batch.column("event"), kind_codes)
             if timed:
-                log.timestamps[part] = numbers(batch.column("timestamp"))
+                log.timestamps[part] = numbers(batch.column("timestamp").cast(pa.int64()))
             if log.splits is not None:
                 log.splits[part] = _codes(batch.column("split"), split_codes)
             if log.ratings is not None:
-                log.ratings[part] = numbers(batch.column("rating").cast(pa.float64()))
+                log.ratings[part] = numbers(batch.column("rating").cast(pa.float64(), safe=False))
             start = part.stop
+        if start != n:
+            raise DatasetError("has changed since the data set was opened", _FILE)
         return replace(log, kind_names=tuple(kind_codes))
 
     def counts_by_kind(self, where: BoolArray | None = None) -> dict[str, int]:

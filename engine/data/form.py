@@ -132,13 +132,16 @@ def check_types(file: str, schema: Any, columns: Iterable[Column]) -> None:
             raise DatasetError(f"must hold {column.kind.name}, not {type_}", file, column.name)
 
 
-def check_values(file: str, columns: Iterable[Column], batches: Iterable[Any]) -> None:
+def check_values(file: str, columns: Iterable[Column], batches: Iterable[Any]) -> int:
     """Hold the values of a file to the form.
 
     Args:
         file: the file's name, for the error.
         columns: those that the batches have.
         batches: pyarrow record batches.
+
+    Returns:
+        How many rows they have.
 
     Raises:
         DatasetError: naming the first rule broken, with how many rows of the whole file break it.
@@ -154,6 +157,7 @@ def check_values(file: str, columns: Iterable[Column], batches: Iterable[Any]) -
     for (column, rule), count in zip(rules, broken, strict=True):
         if count:
             raise DatasetError(f"{count:,} of {rows:,} rows {rule.text}", file, column.name)
+    return rows
 
 
 def feature_column(name: str) -> Column:
@@ -182,6 +186,11 @@ def _integers(values: Any) -> Any:
     return values.cast(pa.int64(), safe=False)
 
 
+def _reals(values: Any) -> Any:
+    # Not safe: that would refuse integers that a float rounds.
+    return values.cast(pa.float64(), safe=False)
+
+
 def _bad_strings(values: Any) -> int:
     # Missing ids are counted by a rule of their own, or allowed.
     return int(np.count_nonzero(~valid_string_ids(values))) - int(values.null_count)
@@ -190,7 +199,7 @@ def _bad_strings(values: Any) -> int:
 def _outside(low: float, high: float) -> Callable[[Any], int]:
     # A comparison with NaN is false: NaN is a missing value here, as null is.
     def offenders(values: Any) -> int:
-        reals = values.cast(pa.float64())
+        reals = _reals(values)
         return _count(pc.or_(pc.less(reals, low), pc.greater(reals, high)))
 
     return offenders
@@ -209,9 +218,7 @@ _KNOWN_SPLIT = Rule(
     f"hold none of {', '.join(SPLITS)}",
     lambda values: _count(pc.invert(pc.is_in(values, pa.array(SPLITS, values.type)))),
 )
-_FINITE = Rule(
-    "are NaN or infinite", lambda values: _count(pc.invert(pc.is_finite(values.cast(pa.float64()))))
-)
+_FINITE = Rule("are NaN or infinite", lambda values: _count(pc.invert(pc.is_finite(_reals(values)))))
 
 _ANY = Kind("anything", lambda _: True)
 _TEXT = Kind("strings", is_text)

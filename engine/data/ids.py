@@ -74,6 +74,10 @@ class IdIndex:
             )
         return cls(unique)
 
+    def __reduce__(self) -> tuple[type[Self], tuple[AnyArray, Int32Array]]:
+        # Through the constructor: arrays come out of a pickle writable.
+        return type(self), (self._values, self._table)
+
     @property
     def kind(self) -> IdKind:
         """Whether ids are integers or strings."""
@@ -166,9 +170,12 @@ def _strings(values: Any) -> Any:
 
 
 def _sorted_integers(values: Any) -> Int64Array:
-    # Not np.unique: it hashes integers, a hundred times slower than sorting ids that are nearly sorted.
+    # Not np.unique: it hashes integers since NumPy 2.3, which takes a second for a million of them.
     ordered = np.sort(_int64(values))
-    return ordered[np.concatenate([np.ones(min(1, ordered.size), np.bool_), ordered[1:] != ordered[:-1]])]
+    first = np.ones(ordered.size, np.bool_)
+    first[1:] = ordered[1:] != ordered[:-1]
+    unique: Int64Array = ordered[first]
+    return unique
 
 
 def _sorted_strings(values: Any, file: str, column: str) -> AnyArray:

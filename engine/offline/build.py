@@ -17,7 +17,7 @@ from engine.core.options import build_parameters
 from engine.core.types import BoolArray
 from engine.data.catalogue import Catalogue
 from engine.data.dataset import Dataset
-from engine.data.events import EventLog, interest_matrix
+from engine.data.events import EventLog, ignored_events, interest_matrix
 from engine.data.snapshot import CATALOGUE, Release, SnapshotStore, SnapshotWriter
 from engine.state.history import HISTORY, write_history
 
@@ -33,7 +33,7 @@ class Source:
         liked: the interest matrix.
         now: the last event's time, seconds since the epoch; ages are measured from it.
         key: names the data: the fingerprint, and the part of it where only a part is used.
-        ignored: events without points, by kind.
+        ignored: events that say nothing about interest, by kind.
     """
 
     catalogue: Catalogue
@@ -53,7 +53,7 @@ class Source:
         """
         liked = interest_matrix(events, config.interest, where, config.min_rating)
         counts = events.counts_by_kind(where)
-        ignored = {kind: n for kind, n in counts.items() if n and not config.interest.get(kind)}
+        ignored = ignored_events(events, config.interest, where, config.min_rating)
         if liked.entries == 0:
             kinds = ", ".join(f"{kind} ({n})" for kind, n in counts.items()) or "none"
             raise BuildError(

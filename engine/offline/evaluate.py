@@ -20,7 +20,7 @@ from engine.data.dataset import Dataset
 from engine.data.events import EventLog
 from engine.data.snapshot import SnapshotStore
 from engine.offline.build import Source, build_components, usable_cores
-from engine.offline.memory import MemorySink
+from engine.core.memory import MemorySink
 from engine.offline.metrics import hit_matrix, overlap_share, ranking_metrics
 from engine.offline.protocols import Part, Protocol, Split, cut
 from engine.online.hydrate import Hydrator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Tuned:
 
     best: float
     default: float
-    options: dict[str, int | float]
+    options: dict[str, int | float | str]
     importance: dict[str, float]
     trials: int
 
@@ -138,14 +139,18 @@ def _optuna() -> Any:
     return optuna
 
 
-def _suggest(trial: Any, option: str, mark: Tune, channel: str, config: Config) -> int | float:
+def _suggest(trial: Any, option: str, mark: Tune, channel: str, config: Config) -> int | float | str:
+    if mark.choices:
+        return str(trial.suggest_categorical(option, mark.choices))
     kind = type(config.channels[channel]).model_fields[option].annotation
     if kind is int:
         return int(trial.suggest_int(option, int(mark.low), int(mark.high), log=mark.log))
     return float(trial.suggest_float(option, mark.low, mark.high, log=mark.log))
 
 
-def _clipped(value: int | float, mark: Tune) -> int | float:
+def _clipped(value: Any, mark: Tune) -> Any:
+    if mark.choices:
+        return value
     return type(value)(min(max(value, mark.low), mark.high))
 
 
@@ -164,7 +169,7 @@ def write_params(path: Path, found: dict[str, Tuned], comment: str) -> None:
     lines = [f"# {line}" for line in comment.splitlines()]
     for channel, tuned in found.items():
         lines += ["", f"[{channel}]  # {tuned.best:.4f} on validation, {tuned.default:.4f} before"]
-        lines += [f"{option} = {value!r}" for option, value in tuned.options.items()]
+        lines += [f"{option} = {json.dumps(value)}" for option, value in tuned.options.items()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

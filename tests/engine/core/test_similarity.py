@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from engine.core.blocks import over_blocks
 from engine.core.channel import SilentProgress
 from engine.core.similarity import (
+    Finish,
     SparseRows,
     balanced_blocks,
     top_k_products,
@@ -38,22 +39,34 @@ def lists_of(blocks):
     keep=st.integers(1, 5),
     shrinkage=st.sampled_from([0.0, 2.0]),
     amplification=st.sampled_from([1.0, 0.5]),
+    normalize=st.booleans(),
     threads=st.integers(1, 3),
 )
 @settings(deadline=None, max_examples=150)
-def test_the_kernel_does_what_its_plain_twin_does(shape, seed, keep, shrinkage, amplification, threads):
+def test_the_kernel_does_what_its_plain_twin_does(
+    shape, seed, keep, shrinkage, amplification, normalize, threads
+):
     rng = np.random.default_rng(seed)
     dense = rng.integers(1, 4, shape) * (rng.random(shape) < 0.5)
     inner = (rng.integers(1, 5, shape[1]) / 4).astype(np.float32)
     source = (rng.integers(1, 5, shape[0]) / 4).astype(np.float32)
     target = (rng.integers(1, 5, shape[0]) / 4).astype(np.float32)
+    finish = Finish(normalize, amplification, source)
     got = lists_of(
         top_k_products(
-            sparse(dense), sparse(dense.T), inner, source, target, shrinkage, amplification, keep, threads,
-            SilentProgress(), "test",
+            sparse(dense),
+            sparse(dense.T),
+            inner,
+            target,
+            shrinkage,
+            keep,
+            finish,
+            threads,
+            SilentProgress(),
+            "test",
         )
-    )  # fmt: skip
-    wanted = top_k_products_reference(dense, inner, source, target, shrinkage, amplification, keep)
+    )
+    wanted = top_k_products_reference(dense, inner, target, shrinkage, keep, finish)
     assert len(got) == len(wanted)
     for mine, theirs in zip(got, wanted, strict=True):
         # float32 and float64 may order near-ties differently: similarities are compared, rows where they are clear.

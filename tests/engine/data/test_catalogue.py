@@ -14,18 +14,21 @@ from engine.data.dataset import Dataset
 ITEMS = {
     "item_id": pa.array([50, 20, 10], pa.int32()),
     "author_id": [3, None, 8],
-    "published_at": [500, None, 100],
+    "published_at": pa.array([500, None, 100], pa.uint64()),
     "title": ["fifty", None, "tén"],
     "tags": [["b", "a"], None, ["a", None]],
     "city": ["Paris", "", None],
     "latitude": pa.array([1, None, 2], pa.int32()),
     "longitude": [None, 0.5, 1.5],
     "quality": [0.5, None, 1.0],
-    "duration_seconds": pa.array([30, 10, None], pa.int16()),
+    "duration_seconds": pa.array([2**60 + 1, 10, None]),
     "score": pa.array([5, 2, None], pa.int8()),
     "flag": [True, False, None],
     "half": pa.array([0.5, None, 1.5], pa.float32()),
     "kind": pa.array(["x", "y", "x"]).dictionary_encode(),
+    "tiny": pa.array([0.5, None, 1.5], pa.float16()),
+    "code": pa.array([2**64 - 1, None, 7], pa.uint64()),
+    "large": [2**60 + 1, None, 0],
     "moods": [["m"], [], ["n", "m"]],
     "when": pa.array([1, 2, 3], pa.timestamp("s")),
 }
@@ -53,10 +56,13 @@ def check(catalogue: Catalogue) -> None:
         "latitude": ("float64", [2, nan, nan, 1]),
         "longitude": ("float64", [1.5, 0.5, nan, nan]),
         "quality": ("float32", [1, nan, nan, 0.5]),
-        "duration_seconds": ("float32", [nan, 10, nan, 30]),
+        "duration_seconds": ("float32", [nan, 10, nan, 2.0**60]),
         "score": ("int64", [MISSING_INT, 2, MISSING_INT, 5]),
         "flag": ("int64", [MISSING_INT, 0, MISSING_INT, 1]),
         "half": ("float32", [1.5, nan, nan, 0.5]),
+        "tiny": ("float32", [1.5, nan, nan, 0.5]),
+        "code": ("float64", [7, nan, nan, 2.0**64]),
+        "large": ("int64", [0, MISSING_INT, MISSING_INT, 2**60 + 1]),
     }
     assert set(catalogue.numeric) == set(expected)
     for name, (dtype, values) in expected.items():

@@ -217,6 +217,22 @@ def test_a_log_needs_the_catalogue_of_its_data(make_folder):
     assert (caught.value.file, caught.value.column) == ("interactions.parquet", "user_id")
 
 
+@pytest.mark.parametrize("rows", [3, 7])
+def test_a_file_that_changes_under_the_reader_is_refused(make_folder, rows):
+    dataset = Dataset.open(make_folder())
+    catalogue = Catalogue.from_dataset(dataset)
+    make_folder(
+        interactions={
+            "user_id": [7] * rows,
+            "item_id": [10] * rows,
+            "event": ["click"] * rows,
+            "timestamp": [1] * rows,
+        }
+    )
+    with pytest.raises(DatasetError, match="has changed since"):
+        EventLog.read(dataset, catalogue)
+
+
 def test_a_real_log_makes_a_matrix(real_data):
     log = read(real_data / "kuairand-pure-partial")
     points = dict.fromkeys(("click", "like", "collect", "share"), 1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -130,6 +132,12 @@ def test_an_index_survives_the_disk(ids, through_disk):
     assert loaded.kind == index.kind
     assert loaded.rows(ids).tolist() == list(range(len(ids)))
     assert loaded.ids(np.arange(len(ids), dtype=np.int32)).tolist() == ids
+
+
+def test_an_index_can_be_sent_to_another_process():
+    for ids in ([0, 5, MAX], ["a", "bb"]):
+        copy = pickle.loads(pickle.dumps(IdIndex.of(ids)))
+        assert copy.rows(ids).tolist() == list(range(len(ids)))
 
 
 def test_a_large_index_finds_each_of_its_ids():

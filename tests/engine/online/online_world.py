@@ -1,7 +1,7 @@
-"""A world drawn by hand: 40 items, 6 users, channels whose answers can be worked out on paper, and servers around it.
+"""A world drawn by hand: 40 items, 6 users, channels whose answers can be worked out on paper, servers around it.
 
-Item row r has id 100 + r (or the key "item-<100 + r>"), user row u has id 1 + u (or "user-<1 + u>"). User row u liked
-the items of rows u and u + 6, the latter more recently; the last user has no history.
+Item row r has id 100 + r (or the key "item-<100 + r>"), user row u has id 1 + u (or "user-<1 + u>"). User row u
+liked the items of rows u and u + 6, the latter more recently; the last user has no history.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def candidates(scores: dict[int, float], triggers: dict[int, int], k: int) -> Ca
 
 
 class Similar(Channel):
-    """From each item of the history to the three rows behind it: weight / distance, summed; triggers are items."""
+    """From each item of the history to the three rows behind it: weight / distance; triggers are items."""
 
     trigger_kind = TriggerKind.ITEM
 
@@ -99,7 +99,7 @@ class Rest(Channel):
     """The whole catalogue in order of rows."""
 
     def recall(self, query, k):
-        return candidates({r: 1.0 for r in range(ITEMS)}, {}, k)
+        return candidates(dict.fromkeys(range(ITEMS), 1.0), {}, k)
 
 
 class KnownOnly(Rest):
@@ -197,10 +197,8 @@ def make_world(
     items = IdIndex.of([item_id(row, kind) for row in range(ITEMS)])
     users = IdIndex.of([user_id(row, kind) for row in range(USERS)])
     nothing = IdIndex.of(np.empty(0, np.int64)) if kind == "int64" else IdIndex.of(np.empty(0, np.str_))
-    catalogue = Catalogue(
-        items=items, users=users, authors=nothing, author_names=TextColumn.of(pa.array([], pa.large_string())),
-        numeric={}, coded={}, texts={}, tags={}, skipped=(),
-    )  # fmt: skip
+    no_names = TextColumn.of(pa.array([], pa.large_string()))
+    catalogue = Catalogue(items, users, nothing, no_names, {}, {}, {}, {}, ())
     with_history = USERS - 1
     liked = np.array([[u + 6, u] for u in range(with_history)], np.int32).ravel()
     history = SnapshotHistory(

@@ -57,7 +57,9 @@ async def test_what_waits_together_is_computed_together():
     world, gate = gated_world()
     async with batching(world, max_batch=4) as batcher:
         first = await hold(batcher, gate)
-        tasks = await start(*(batcher.submit("default", Request(user_id=u), f"r{u}", True) for u in range(1, 7)))
+        tasks = await start(
+            *(batcher.submit("default", Request(user_id=u), f"r{u}", True) for u in range(1, 7))
+        )
         gate.open.set()
         answers = [read(answer) for answer in await asyncio.gather(first, *tasks)]
     assert gate.batches == [1, 4, 2]
@@ -96,7 +98,9 @@ async def test_a_request_that_is_late_when_its_turn_comes_is_not_computed():
     async with batching(world) as batcher:
         first = await hold(batcher, gate)
         late = Request(deadline=time.monotonic() + 0.01)
-        tasks = await start(batcher.submit("default", late, "late"), batcher.submit("default", Request(), "not"))
+        tasks = await start(
+            batcher.submit("default", late, "late"), batcher.submit("default", Request(), "not")
+        )
         await asyncio.sleep(0.02)
         gate.open.set()
         with pytest.raises(DeadlinePassedError):

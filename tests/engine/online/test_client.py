@@ -54,7 +54,7 @@ def test_every_argument_reaches_the_wire():
             user_id=7,
             scene="feed",
             limit=20,
-            recent_items=[RecentItem(1, "like", 5), (2, "click"), ("three",)],
+            recent_items=[RecentItem(1, "like", 5), (2, "click"), ("three",), "four", 5],
             recent_mode="override",
             exclude=[4, "five"],
             overrides={"swing": False, "fresh": 0, "popular": 9},
@@ -74,6 +74,8 @@ def test_every_argument_reaches_the_wire():
             pb.RecentItem(item_id=1, event="like", timestamp=5),
             pb.RecentItem(item_id=2, event="click"),
             pb.RecentItem(item_key="three"),
+            pb.RecentItem(item_key="four"),
+            pb.RecentItem(item_id=5),
         ],
         recent_mode=pb.RECENT_MODE_OVERRIDE,
         exclude_item_ids=[4],
@@ -143,7 +145,9 @@ def test_an_answer_is_plain_values():
         )
         result = client.recall()
     assert result.candidates == (
-        Candidate(0, 0.5, (Proposal("a", 1, 2.0, 0), Proposal("b", 2, -1.0, None), Proposal("c", 3, 1.0, "k"))),
+        Candidate(
+            0, 0.5, (Proposal("a", 1, 2.0, 0), Proposal("b", 2, -1.0, None), Proposal("c", 3, 1.0, "k"))
+        ),
         Candidate("x", 0.0, ()),
     )
     assert result.item_ids == [0, "x"]
@@ -153,13 +157,19 @@ def test_an_answer_is_plain_values():
 
 
 def test_unavailable_is_tried_again():
-    with scripted(*[grpc.StatusCode.UNAVAILABLE] * 3) as servicer, RecallClient(servicer.target, timeout=10) as client:
+    with (
+        scripted(*[grpc.StatusCode.UNAVAILABLE] * 3) as servicer,
+        RecallClient(servicer.target, timeout=10) as client,
+    ):
         assert client.recall().request_id == "done"
         assert len(servicer.calls) == 4
 
 
 def test_the_fourth_unavailable_is_the_last():
-    with scripted(*[grpc.StatusCode.UNAVAILABLE] * 9) as servicer, RecallClient(servicer.target, timeout=10) as client:
+    with (
+        scripted(*[grpc.StatusCode.UNAVAILABLE] * 9) as servicer,
+        RecallClient(servicer.target, timeout=10) as client,
+    ):
         with pytest.raises(grpc.RpcError) as caught:
             client.recall()
         assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -221,7 +231,8 @@ def test_waiting_ends_when_the_server_says_serving():
 
 
 def test_a_client_needs_no_server_libraries():
-    code = "import sys, engine.client; sys.exit(any(name in sys.modules for name in ('numpy', 'numba', 'pyarrow')))"
+    heavy = ("numpy", "numba", "pyarrow", "pydantic")
+    code = f"import sys, engine.client; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -62,7 +62,7 @@ def proposers(result) -> set[str]:
     return {proposal.channel for candidate in result.candidates for proposal in candidate.proposals}
 
 
-# --- answers -------------------------------------------------------------------------------------------------
+# --- answers -----------------------------------------------------------------------------------------------
 
 
 def test_a_known_user_is_answered_by_the_channels(client):
@@ -84,7 +84,9 @@ def test_an_unknown_user_is_answered_by_what_needs_no_history(client):
 
 async def test_a_string_catalogue_takes_and_gives_keys(string_world):
     async with serving(string_world) as client:
-        result = await client.recall(user_key="user-1", exclude=["item-139", "item-x"], recent_items=["item-x", "y"])
+        result = await client.recall(
+            user_key="user-1", exclude=["item-139", "item-x"], recent_items=["item-x", "y"]
+        )
         assert len(result.candidates) == 10
         assert all(str(item).startswith("item-") for item in result.item_ids)
         assert "item-139" not in result.item_ids
@@ -177,7 +179,7 @@ def test_debug_is_given_on_request_only(client):
     assert debug.batch_size == 1
 
 
-# --- refusals ------------------------------------------------------------------------------------------------
+# --- refusals ----------------------------------------------------------------------------------------------
 
 
 def test_a_refusal_carries_bad_request_details(stub):
@@ -228,57 +230,64 @@ def test_a_request_at_every_limit_is_within_the_message_size(target):
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # read, and refused as ids are int64
 
 
-KEYS = st.one_of(st.text(max_size=8), st.sampled_from(["user-1", "item-101"]))
-IDS = st.one_of(st.integers(0, 150), st.integers(-(2**63), 2**63 - 1))
-QUOTAS = st.one_of(st.integers(0, 20), st.integers(-(2**31), 2**31 - 1))
-TIMES = st.one_of(st.none(), st.integers(0, 2_000_000_000), st.integers(-(2**63), 2**63 - 1))
-RECENT = st.one_of(
-    st.builds(
-        pb.RecentItem,
-        item_id=IDS,
-        event=st.one_of(st.sampled_from(["", "click", "like", "view"]), KEYS),
-        timestamp=TIMES,
-    ),
-    st.builds(pb.RecentItem, item_key=KEYS),
-    st.just(pb.RecentItem()),
-)
-OVERRIDE = st.builds(
-    pb.ChannelOverride,
-    channel=st.one_of(st.sampled_from(["similar", "crowd", "top", "rest"]), KEYS),
-    quota=st.one_of(st.none(), QUOTAS),
-    off=st.booleans(),
-)
-CONTEXT = st.builds(
-    pb.Context,
-    location=st.one_of(st.none(), st.builds(pb.Location, latitude=st.floats(), longitude=st.floats(-180, 180))),
-    city=KEYS,
-    time=TIMES,
-    device=st.dictionaries(KEYS, KEYS, max_size=3),
-)
+NUMBERS = st.integers(-(2**31), 2**31 - 1)
+LARGE = st.integers(-(2**63), 2**63 - 1)
+TEXTS = st.text(max_size=8)
+EVENTS = st.sampled_from(["", "click", "like", "view"])
+CHANNELS = st.sampled_from(["similar", "crowd", "top", "rest"])
 
 
 @st.composite
 def messages(draw):
-    """Every field on its own is often right, so that whole requests often are."""
-    user = draw(st.sampled_from([{}, {"user_id": draw(IDS)}, {"user_key": draw(KEYS)}]))
+    """Requests: about half of them keep every rule, the others break some."""
+    careless = draw(st.booleans())
+
+    def one(good, bad):
+        return st.one_of(good, bad) if careless else good
+
+    ids = one(st.integers(0, 150), LARGE)
+    times = one(st.none() | st.integers(0, 2_000_000_000), LARGE)
+    recent = st.builds(pb.RecentItem, item_id=ids, event=one(EVENTS, TEXTS), timestamp=times)
+    location = st.builds(
+        pb.Location,
+        latitude=one(st.floats(-90, 90), st.floats()),
+        longitude=one(st.floats(-180, 180), st.floats()),
+    )
+    context = st.builds(
+        pb.Context,
+        location=st.none() | location,
+        city=TEXTS,
+        time=times,
+        device=st.dictionaries(TEXTS, TEXTS, max_size=3),
+    )
+    quota = one(st.none() | st.integers(0, 20), NUMBERS)
+    override = st.one_of(
+        st.builds(pb.ChannelOverride, channel=st.just("top"), quota=quota),
+        st.builds(pb.ChannelOverride, channel=one(CHANNELS, TEXTS), off=st.just(True)),
+    )
+    user = st.fixed_dictionaries({}, optional={"user_id": ids})
     return pb.RecallRequest(
-        **user,
-        scene=draw(st.one_of(st.sampled_from(["", "default", "other"]), KEYS)),
-        limit=draw(st.one_of(st.none(), st.integers(1, 500), st.integers(-(2**31), 2**31 - 1))),
-        context=draw(st.one_of(st.none(), CONTEXT)),
-        recent_items=draw(st.lists(RECENT, max_size=6)),
-        recent_mode=draw(st.one_of(st.integers(0, 1), st.integers(0, 5))),
-        exclude_item_ids=draw(st.lists(IDS, max_size=6)),
-        exclude_item_keys=draw(st.one_of(st.just([]), st.lists(KEYS, max_size=3))),
-        channel_overrides=draw(st.lists(OVERRIDE, max_size=3)),
+        **draw(one(user, st.builds(dict, user_key=TEXTS))),
+        scene=draw(one(st.sampled_from(["", "default"]), st.just("other") | TEXTS)),
+        limit=draw(one(st.none() | st.integers(1, 500), NUMBERS)),
+        context=draw(st.none() | context),
+        recent_items=draw(st.lists(one(recent, st.builds(pb.RecentItem, item_key=TEXTS)), max_size=6)),
+        recent_mode=draw(one(st.integers(0, 1), NUMBERS)),
+        exclude_item_ids=draw(st.lists(ids, max_size=6)),
+        exclude_item_keys=draw(one(st.just([]), st.lists(TEXTS, max_size=3))),
+        channel_overrides=draw(
+            st.lists(override, max_size=3, unique_by=None if careless else lambda o: o.channel)
+        ),
         debug=draw(st.booleans()),
-        request_id=draw(KEYS),
+        request_id=draw(TEXTS),
     )
 
 
 @given(messages())
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 def test_no_message_whatever_is_our_failure(stub, message):
     try:
@@ -294,7 +303,7 @@ def test_no_message_whatever_is_our_failure(stub, message):
         assert not set(ids) & set(message.exclude_item_ids)
 
 
-# --- what breaks ---------------------------------------------------------------------------------------------
+# --- what breaks -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -324,24 +333,35 @@ async def test_a_gate_is_reported():
         assert statuses(await client.recall(user_id=1))["known_only"] == "OK"
 
 
-async def test_channels_after_a_slow_one_are_left_out_when_time_is_up():
-    class Slow(online_world.Rest):
-        def recall(self, query, k):
-            time.sleep(query.now / 1000)  # the request says how slow, so that warming up is not
-            return super().recall(query, k)
+class Slow(online_world.Rest):
+    """Takes as many milliseconds as the request's moment says; a time.time() of today says none."""
 
+    def recall(self, query, k):
+        time.sleep(query.now / 1000 if query.now < 10_000 else 0)
+        return super().recall(query, k)
+
+
+async def test_channels_after_a_slow_one_are_left_out_when_time_is_up():
     # The reserve is what is left for the answer after the slow channel ends, generous as machines are busy.
     world = make_world(extra={"slow": Slow(Options())}, quotas={"slow": 4, "top": 3}, reserve_ms=900.0)
     async with serving(world) as client:
         result = await client.recall(time=200, timeout=1.0)
         assert statuses(result) == {"slow": "OK", "top": "TIMEOUT", "rest": "SKIPPED"}
         assert len(result.candidates) == 10
+        nothing = await client.recall(timeout=0.5)
+        assert statuses(nothing) == {"slow": "TIMEOUT", "top": "TIMEOUT", "rest": "TIMEOUT"}
+        assert nothing.candidates == ()
+
+
+async def test_a_caller_never_waits_longer_than_its_deadline():
+    world = make_world(extra={"slow": Slow(Options())}, quotas={"slow": 4, "top": 3})
+    async with serving(world) as client:
         started = time.monotonic()
         with pytest.raises(grpc.RpcError) as caught:
             await client.recall(time=600, timeout=0.2)
         assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         assert time.monotonic() - started < 0.5
-        assert statuses(await client.recall())["top"] == "OK"
+        assert statuses(await client.recall(time=0)) == {"slow": "OK", "top": "OK", "rest": "SKIPPED"}
 
 
 async def test_a_request_that_cannot_be_computed_is_internal_and_says_which(caplog):
@@ -374,7 +394,7 @@ async def test_a_full_queue_is_resource_exhausted_at_once():
         assert len(await asyncio.gather(*tasks)) == 3
 
 
-# --- the server ----------------------------------------------------------------------------------------------
+# --- the server --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["", SERVICE])
@@ -401,8 +421,7 @@ async def test_a_health_watcher_hears_the_end_and_does_not_delay_it(world):
     async def watch():
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
             call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
-            async for response in call:
-                heard.append(response.status)
+            heard.extend([response.status async for response in call])
 
     watching = asyncio.create_task(watch())
     while not heard:
@@ -483,7 +502,10 @@ def test_a_signal_lets_what_is_in_flight_finish(number, tmp_path):
     )
     try:
         port = int(process.stdout.readline())
-        with RecallClient(f"127.0.0.1:{port}") as client, grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with (
+            RecallClient(f"127.0.0.1:{port}") as client,
+            grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+        ):
             message = pb.RecallRequest(user_id=1, context=pb.Context(time=1000))
             call = recall_pb2_grpc.RecallServiceStub(channel).Recall.future(message, timeout=20)
             assert process.stdout.readline() == "entered\n"

@@ -81,7 +81,8 @@ def test_every_field_arrives(world):
 
 def test_an_event_of_no_points_says_nothing(world):
     _, request = parsed(
-        world, pb.RecallRequest(recent_items=[pb.RecentItem(item_id=1, event="view"), pb.RecentItem(item_id=2)])
+        world,
+        pb.RecallRequest(recent_items=[pb.RecentItem(item_id=1, event="view"), pb.RecentItem(item_id=2)]),
     )
     assert request.recent is not None
     assert request.recent.ids.tolist() == [2]
@@ -153,7 +154,7 @@ def test_what_stands_at_a_limit_is_accepted(world):
         ({"channel_overrides": [pb.ChannelOverride(channel="tip")]}, "channel_overrides[0].channel"),
         ({"channel_overrides": [pb.ChannelOverride()]}, "channel_overrides[0].channel"),
         (
-            {"channel_overrides": [pb.ChannelOverride(channel="top"), pb.ChannelOverride(channel="top", off=True)]},
+            {"channel_overrides": [pb.ChannelOverride(channel="top", off=off) for off in (False, True)]},
             "channel_overrides[1].channel",
         ),
         (
@@ -303,7 +304,6 @@ def test_the_answers_of_a_batch_are_those_of_each_request_alone(world):
         for response in (alone, batched):
             for report in response.channels:
                 report.microseconds = 0
-        # Some of the batch asked the fallback, so the reports hold it either way; the rest is bit for bit the same.
         assert alone.SerializeToString(deterministic=True) == batched.SerializeToString(deterministic=True)
 
 

@@ -1,4 +1,4 @@
-"""A snapshot that lives in memory: what tuning builds, tries and throws away."""
+"""A snapshot that lives in memory: what tuning and tests build, try and throw away."""
 
 from __future__ import annotations
 
