@@ -48,7 +48,7 @@ class UserCFOptions(Options):
     candidate_exponent: Annotated[float, Field(ge=0, le=1), Tune(0.0, 0.6)] = 0.0
     """A recalled item that n users like scores n^-this of what its neighbours give it. 0 in the course."""
 
-    neighbours: Annotated[int, Field(ge=1, le=10_000), Tune(20, 300, log=True)] = 100
+    neighbours: Annotated[int, Field(ge=1, le=10_000)] = 200
     """Similar users kept per user."""
 
     items_kept: Annotated[int, Field(ge=1, le=100_000)] = 200
@@ -57,7 +57,7 @@ class UserCFOptions(Options):
     last_n: Annotated[int, Field(ge=1, le=100_000), Online()] = 200
     """Newest items taken of each similar user."""
 
-    top_k: Annotated[int, Field(ge=1, le=10_000), Online()] = 10
+    top_k: Annotated[int, Field(ge=1, le=10_000), Online(), Tune(10, 200, log=True)] = 10
     """Similar users asked."""
 
 

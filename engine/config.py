@@ -193,9 +193,10 @@ def parse_config(raw: dict[str, Any]) -> Config:
     filters: dict[str, Options] = {}
     for name, values in raw.get("filters", {}).items():
         try:
-            filters[name] = _typed(filter_class(name).Config, values, f"filters.{name}")
+            options = filter_class(name).Config
         except ConfigError as error:
-            raise ConfigError(str(error), "" if error.field else f"filters.{name}") from error
+            raise ConfigError(str(error), f"filters.{name}") from error
+        filters[name] = _typed(options, values, f"filters.{name}")
     raw |= {"channels": channels, "filters": filters, "channel_types": types}
     config: Config = _typed(Config, raw, "")
     errors = [problem for problem in cross_check(config) if problem.severity == "error"]

@@ -85,6 +85,11 @@ def size(count: float) -> str:
     return f"{count:.1f} TB"
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun: 1 item, 2,000 items."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def seconds(duration: float) -> str:
     """Return a duration as people say it: 42 ms, 3.1 s, 2 min 05 s."""
     if duration < 1:

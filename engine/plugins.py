@@ -67,3 +67,8 @@ def filter_class(name: str) -> type[Filter]:
 def plugin_names(group: str) -> list[str]:
     """Return the names in an entry-point group, sorted."""
     return sorted(_discover(group).found)
+
+
+def forget() -> None:
+    """Forget what was found, so that packages installed since are: for tests and notebooks."""
+    _discover.cache_clear()

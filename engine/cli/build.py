@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine import console
+from engine.cli.check import check_release, show_findings
 from engine.cli.common import ConfigOption, StoreOption, settings
 from engine.core.errors import ConfigError
 
@@ -45,6 +46,10 @@ def build(
     names = None if channels is None else channel_names(loaded, channels)
     report = run_build(loaded, directory, snapshots, names, threads)
     show_build(report)
+    # A release of some channels only is what was asked for, but a server may want the others.
+    show_findings(
+        [each for each in check_release(loaded, snapshots, report.release) if each.severity == "error"]
+    )
 
 
 class BuildReport:
@@ -106,8 +111,9 @@ def show_build(report: BuildReport) -> None:
     out.print(rows)
     liked = report.source.liked
     out.print(
-        f"\n{report.dataset.rows['interactions']:,} events of {liked.users:,} users and "
-        f"{liked.items:,} items: {liked.entries:,} (user, item) pairs of interest."
+        f"\n{console.counted(report.dataset.rows['interactions'], 'event')} of "
+        f"{console.counted(liked.users, 'user')} and {console.counted(liked.items, 'item')}: "
+        f"{console.counted(liked.entries, '(user, item) pair')} of interest."
     )
     for kind, count in report.source.ignored.items():
         out.print(f"  left out: {count:,} {kind!r} events, which have no points in \\[interest]")

@@ -38,7 +38,10 @@ def check(config: ConfigOption = None, store: StoreOption = None) -> None:
     for scene in loaded.scenes:
         typer.echo(draw_scene(loaded, scene, versions) + "\n")
     show_findings(findings)
-    if any(finding.severity == "error" for finding in findings):
+    errors = sum(finding.severity == "error" for finding in findings)
+    counts = console.counted(errors, "error"), console.counted(len(findings) - errors, "warning")
+    console.output().print(", ".join(counts))
+    if errors:
         raise typer.Exit(2)
 
 
@@ -72,16 +75,13 @@ def check_release(config: Config, store: SnapshotStore, release: Release | None)
 
 
 def show_findings(findings: list[Finding]) -> None:
-    """Print the findings, errors first, and how many there are."""
+    """Print the findings, errors first."""
     out = console.output()
     for finding in sorted(findings, key=lambda each: each.severity != "error"):
         style = "bold red" if finding.severity == "error" else "yellow"
         out.print(
             Text.assemble((finding.severity, style), f"  {finding.field}: {finding.text}"), soft_wrap=True
         )
-    errors = sum(finding.severity == "error" for finding in findings)
-    warnings = len(findings) - errors
-    out.print(f"{errors} error{'s' * (errors != 1)}, {warnings} warning{'s' * (warnings != 1)}")
 
 
 def _finding(severity: str, field: str, text: str) -> Finding:

@@ -113,8 +113,9 @@ def show_summary(summary: DatasetSummary) -> None:
     out.print(
         Text.assemble(
             (summary.name, "bold"),
-            f": {summary.events:,} events of {summary.users:,} users on {summary.items:,} items, "
-            f"{summary.id_type} ids, density {summary.density:.4%}\n",
+            f": {console.counted(summary.events, 'event')} of {console.counted(summary.users, 'user')} "
+            f"on {console.counted(summary.items, 'item')}, {summary.id_type} ids, "
+            f"density {summary.density:.4%}\n",
         )
     )
     files = console.table("file", ("rows", "right"), ("size", "right"), ("columns", "fold"))

@@ -80,18 +80,25 @@ def demo(
 def _show_built(report: BuildReport) -> None:
     out = console.output()
     meta = report.dataset.meta
+    liked = report.source.liked
+    counts = (
+        console.counted(report.dataset.rows["interactions"], "event"),
+        console.counted(liked.users, "user"),
+        console.counted(liked.items, "item"),
+    )
+    built = console.counted(len(report.release.snapshots) - len(report.reused), "snapshot")
     out.print(
-        f"   {report.dataset.name}: {report.dataset.rows['interactions']:,} events, "
-        f"{report.source.liked.users:,} users, {report.source.liked.items:,} items. "
-        f"{len(report.release.snapshots) - len(report.reused)} snapshots built, "
-        f"{len(report.reused)} used again, in {console.seconds(report.spent)}."
+        _indented(
+            f"{report.dataset.name}: {', '.join(counts)}. "
+            f"{built} built, {len(report.reused)} used again, in {console.seconds(report.spent)}."
+        )
     )
     left_out = ", ".join(f"{count:,} {kind}" for kind, count in report.source.ignored.items())
     if left_out:
-        out.print(f"   Left out, as they say nothing about interest: {left_out}.")
+        out.print(_indented(f"Left out, as they say nothing about interest: {left_out}."))
     for key in ("licence", "attribution"):
         if key in meta:
-            out.print(Padding(Text(f"{key}: {meta[key]}", "dim"), (0, 0, 0, 3)))
+            out.print(_indented(f"{key}: {meta[key]}", "dim"))
 
 
 async def _serve_and_ask(
@@ -152,11 +159,11 @@ def _ask_and_show(
     out = console.output()
     out.print(Text.assemble(("\n3. Ask", "bold"), " for user ", (str(asked), "bold")))
     for line in describe_user(dataset, words, asked):
-        out.print(Text(f"   {line}"))
-    out.print(
-        f"\n{len(result.candidates):,} candidates in {console.seconds(spent)}, network included; "
-        f"the first {min(SHOWN, len(result.candidates))}:\n"
-    )
+        out.print(_indented(line))
+    shown = min(SHOWN, len(result.candidates))
+    first = f"; the first {shown}" if shown < len(result.candidates) else ""
+    counted = console.counted(len(result.candidates), "candidate")
+    out.print(f"\n{counted} in {console.seconds(spent)}, network included{first}:\n")
     answer.show(result, words, asked, SHOWN)
     return asked
 
@@ -202,7 +209,8 @@ def describe_user(dataset: Dataset, words: Words, user: Id) -> list[str]:
     newest = words.items((item.id for item in liked[:NEWEST]), author=False)
     return [
         f"events: {', '.join(f'{kind} {count}' for kind, count in _events(dataset, user))}",
-        f"history: {len(liked)} items" + (f", most often with the tags {common}" if common else ""),
+        f"history: {console.counted(len(liked), 'item')}"
+        + (f", most often with the tags {common}" if common else ""),
         f"newest: {'; '.join(newest.values())}",
     ]
 
@@ -251,6 +259,10 @@ def _as_called(program: Path) -> str:
     if program.is_absolute() and program.is_relative_to(Path.cwd()):
         return shlex.quote(os.path.relpath(program))
     return shlex.quote(str(program))
+
+
+def _indented(line: str, style: str = "") -> Padding:
+    return Padding(Text(line, style), (0, 0, 0, 3), expand=False)
 
 
 def _free_or_any(host: str, port: int) -> int:

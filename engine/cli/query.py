@@ -72,9 +72,8 @@ def query(
         return
     words = answer.Words() if store is None else answer.Words.of(SnapshotStore(store), result)
     answer.show(result, words, user_id)
-    console.output().print(
-        f"{len(result.candidates):,} candidates in {console.seconds(spent)}, connecting included", style="dim"
-    )
+    counted = console.counted(len(result.candidates), "candidate")
+    console.output().print(f"{counted} in {console.seconds(spent)}, connecting included", style="dim")
 
 
 def parse_recent(text: str, strings: bool) -> tuple[Id, str]:

@@ -104,15 +104,12 @@ def check_contract(
     Raises:
         ContractError: naming the channel and the first rule it broke.
     """
-    for name, column, dtype in (
-        ("rows", answer.rows, np.int32),
-        ("scores", answer.scores, np.float32),
-        ("triggers", answer.triggers, np.int32),
+    if not (
+        answer.rows.dtype == _INT32 and answer.scores.dtype == _FLOAT32 and answer.triggers.dtype == _INT32
     ):
-        if column.dtype != dtype or column.ndim != 1:
-            raise ContractError(
-                f"channel {channel!r}: {name} must be a 1-d {np.dtype(dtype)} array, got {column.dtype}"
-            )
+        raise ContractError(f"channel {channel!r}: rows and triggers must be int32 arrays, scores float32")
+    if not (answer.rows.ndim == answer.scores.ndim == answer.triggers.ndim == 1):
+        raise ContractError(f"channel {channel!r}: rows, scores and triggers must be 1-d arrays")
     if (
         answer.offsets.shape != (k.size + 1,)
         or answer.offsets[0] != 0
@@ -128,6 +125,8 @@ def check_contract(
     if broken >= 0:
         raise ContractError(f"channel {channel!r}: {_RULES[broken]}")
 
+
+_INT32, _FLOAT32 = np.dtype(np.int32), np.dtype(np.float32)
 
 _RULES = (
     "offsets must not decrease",

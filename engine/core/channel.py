@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self
@@ -147,8 +147,3 @@ class Channel:
 def gates(channel: Channel) -> bool:
     """Whether the channel overrides `enable`, so that the framework must ask it for each query."""
     return type(channel).enable is not Channel.enable
-
-
-def iterate_gate(channel: Channel, batch: QueryBatch) -> Iterator[bool]:
-    """Ask the gate for each query."""
-    return (channel.enable(batch.query(q)) for q in range(len(batch)))

@@ -62,6 +62,6 @@ class Filter:
         del batch
         return None
 
-    def keep(self, batch: QueryBatch, candidates: FanOut) -> BoolArray:
-        """Return bool[m]: True where the candidate stays."""
+    def keep(self, batch: QueryBatch, candidates: FanOut) -> BoolArray | None:
+        """Return bool[m]: True where the candidate stays; None where all do."""
         raise NotImplementedError(f"{type(self).__name__} has no keep()")

@@ -2,37 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-
 import numpy as np
 from numba import njit
 
 from engine.core.candidates import CandidateBatch
 from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
-
-_EMPTY_SLOT_EPOCH = 0
-
-
-class _Scratch(threading.local):
-    """Per-thread tables of the gather, grown on demand and never cleared: a slot is live only in its own epoch."""
-
-    def __init__(self) -> None:
-        self.epoch = np.zeros(1, np.int64)
-        self.resize(1 << 12)
-
-    def resize(self, capacity: int) -> None:
-        self.tags = np.zeros(capacity, np.int64)
-        self.slots = np.empty(capacity, np.int32)
-        half = capacity // 2
-        self.rows = np.empty(half, np.int32)
-        self.sums = np.empty(half, np.float32)
-        self.best = np.empty(half, np.float32)
-        self.triggers = np.empty(half, np.int32)
-        self.keys = np.empty(half, np.uint64)
-        self.epoch[0] = _EMPTY_SLOT_EPOCH
-
-
-_scratch = _Scratch()
 
 
 def gather_top_k(
@@ -64,101 +38,105 @@ def gather_top_k(
     Returns:
         The best items of each query, ties by row; triggers are trigger rows.
     """
-    scratch = _scratch
-    need = _largest_gather(trigger_offsets, trigger_rows, indptr, last_n, width)
-    if need > scratch.rows.size:
-        scratch.resize(1 << int(2 * need - 1).bit_length())
-    room = int(np.minimum(k, need).sum())
+    room = int(k.sum())
     rows = np.empty(room, np.int32)
     scores = np.empty(room, np.float32)
     triggers = np.empty(room, np.int32)
-    offsets = np.zeros(k.size + 1, np.int64)
-    _gather(
-        trigger_offsets, trigger_rows, trigger_weights, indptr, neighbours, similarities, last_n, width, k,
-        scratch.epoch, scratch.tags, scratch.slots, scratch.rows, scratch.sums, scratch.best, scratch.triggers,
-        scratch.keys, rows, scores, triggers, offsets,
+    offsets = np.empty(k.size + 1, np.int64)
+    total = _gather(
+        trigger_offsets, trigger_rows, trigger_weights, indptr, neighbours, similarities, last_n, width, k, rows,
+        scores, triggers, offsets,
     )  # fmt: skip
-    total = int(offsets[-1])
     return CandidateBatch(rows[:total], scores[:total], triggers[:total], offsets)
 
 
 @njit(nogil=True, cache=True)
-def _largest_gather(trigger_offsets, trigger_rows, indptr, last_n, width):  # type: ignore[no-untyped-def]
-    """Return the most neighbours that one query of the batch touches."""
+def _gather(  # type: ignore[no-untyped-def]
+    trigger_offsets, trigger_rows, trigger_weights, indptr, neighbours, similarities, last_n, width, k, out_rows,
+    out_scores, out_triggers, out_offsets,
+):  # fmt: skip
     lists = indptr.size - 1
     most = 1
-    for q in range(trigger_offsets.size - 1):
-        touched = 0
+    for q in range(k.size):
+        reached = 0
         for t in range(trigger_offsets[q], min(trigger_offsets[q + 1], trigger_offsets[q] + last_n)):
             i = trigger_rows[t]
             if 0 <= i < lists:
-                touched += min(indptr[i + 1] - indptr[i], width)
-        most = max(most, touched)
-    return most
-
-
-@njit(nogil=True, cache=True)
-def _gather(  # type: ignore[no-untyped-def]
-    trigger_offsets, trigger_rows, trigger_weights, indptr, neighbours, similarities, last_n, width, k,
-    epoch_cell, tags, slots, rows, sums, best, triggers, keys, out_rows, out_scores, out_triggers, out_offsets,
-):  # fmt: skip
-    lists = indptr.size - 1
-    mask = tags.size - 1
-    epoch = epoch_cell[0]
-    written = 0
+                reached += min(indptr[i + 1] - indptr[i], width)
+        most = max(most, reached)
+    capacity = 2
+    while capacity < 2 * most:
+        capacity *= 2
+    mask = capacity - 1
+    table = np.full(capacity, -1, np.int32)  # hash table: slot of each row met
+    reached_rows = np.empty(most, np.int32)
+    reached_gains = np.empty(most, np.float32)
+    reached_from = np.empty(most, np.int32)
+    rows = np.empty(most, np.int32)
+    sums = np.empty(most, np.float32)
+    best = np.empty(most, np.float32)
+    triggers = np.empty(most, np.int32)
+    keys = np.empty(most, np.uint64)
     sum_bits = sums.view(np.uint32)
+    out_offsets[0] = 0
+    written = 0
     for q in range(k.size):
-        epoch += 1
-        touched = 0
+        reached = 0
+        slots = 0
         if k[q] > 0:
+            # The lists lie anywhere in an index of gigabytes: copying them out first, without a branch on what they
+            # hold, lets the processor wait for many of them at once.
             for t in range(trigger_offsets[q], min(trigger_offsets[q + 1], trigger_offsets[q] + last_n)):
                 i = trigger_rows[t]
-                if i < 0 or i >= lists:
-                    continue
                 weight = trigger_weights[t]
-                if weight == 0:
-                    continue  # seen, but not liked
+                if i < 0 or i >= lists or weight == 0:
+                    continue
                 for p in range(indptr[i], min(indptr[i + 1], indptr[i] + width)):
-                    row = neighbours[p]
-                    gain = weight * similarities[p]
-                    tag = (epoch << 32) | row
-                    at = _hash(row) & mask
-                    while (tags[at] >> 32) == epoch and tags[at] != tag:
-                        at = (at + 1) & mask
-                    if tags[at] == tag:
-                        slot = slots[at]
-                        sums[slot] += gain
-                        if gain > best[slot]:
-                            best[slot] = gain
-                            triggers[slot] = i
-                    else:
-                        tags[at] = tag
-                        slots[at] = touched
-                        rows[touched] = row
-                        sums[touched] = gain
-                        best[touched] = gain
-                        triggers[touched] = i
-                        touched += 1
-            for slot in range(touched):
+                    reached_rows[reached] = neighbours[p]
+                    reached_gains[reached] = weight * similarities[p]
+                    reached_from[reached] = i
+                    reached += 1
+            for r in range(reached):
+                row = reached_rows[r]
+                gain = reached_gains[r]
+                at = _hash(row) & mask
+                while table[at] != -1 and rows[table[at]] != row:
+                    at = (at + 1) & mask
+                slot = table[at]
+                if slot == -1:
+                    table[at] = slots
+                    rows[slots] = row
+                    sums[slots] = gain
+                    best[slots] = gain
+                    triggers[slots] = reached_from[r]
+                    slots += 1
+                else:
+                    sums[slot] += gain
+                    if gain > best[slot]:
+                        best[slot] = gain
+                        triggers[slot] = reached_from[r]
+            for slot in range(slots):
                 keys[slot] = _sort_key(sum_bits[slot], rows[slot])
-            take = min(touched, k[q])
-            if take < touched:
-                _select(keys, touched, take)
+            take = min(slots, k[q])
+            if take < slots:
+                _select(keys, slots, take)
             chosen = np.sort(keys[:take])
             for rank in range(take):
-                key = chosen[take - 1 - rank]
-                row = np.int64(np.uint32(0xFFFFFFFF) - np.uint32(key & np.uint64(0xFFFFFFFF)))
-                tag = (epoch << 32) | row
+                row = np.int32(
+                    np.uint32(0xFFFFFFFF) - np.uint32(chosen[take - 1 - rank] & np.uint64(0xFFFFFFFF))
+                )
                 at = _hash(row) & mask
-                while tags[at] != tag:
+                while rows[table[at]] != row:
                     at = (at + 1) & mask
-                slot = slots[at]
+                slot = table[at]
                 out_rows[written] = row
                 out_scores[written] = sums[slot]
                 out_triggers[written] = triggers[slot]
                 written += 1
+            if q + 1 < k.size:
+                table[:] = -1
         out_offsets[q + 1] = written
-    epoch_cell[0] = epoch
+    return written
 
 
 @njit(nogil=True, cache=True, inline="always")

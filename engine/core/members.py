@@ -17,16 +17,20 @@ def not_members(candidates: FanOut, rows: Int32Array, offsets: Int64Array) -> Bo
         rows: int32[t], the lists end to end; offsets: int64[queries + 1].
     """
     keep = np.ones(candidates.rows.size, np.bool_)
-    longest = int(np.diff(offsets).max(initial=0))
-    if longest and keep.size:
-        table = np.full(1 << int(2 * longest - 1).bit_length(), -1, np.int32)
-        _mark(candidates.rows, candidates.offsets, candidates.queries, rows, offsets, table, keep)
+    _not_members(candidates.rows, candidates.offsets, candidates.queries, rows, offsets, keep)
     return keep
 
 
 @njit(nogil=True, cache=True)
-def _mark(candidates, segments, queries, rows, offsets, table, keep):  # type: ignore[no-untyped-def]
-    mask = table.size - 1
+def _not_members(candidates, segments, queries, rows, offsets, keep):  # type: ignore[no-untyped-def]
+    longest = 0
+    for q in range(queries):
+        longest = max(longest, offsets[q + 1] - offsets[q])
+    capacity = 2
+    while capacity < 2 * longest:
+        capacity *= 2
+    mask = capacity - 1
+    table = np.full(capacity, -1, np.int32)
     channels = (segments.size - 1) // queries
     for q in range(queries):
         if offsets[q] == offsets[q + 1]:
@@ -42,7 +46,8 @@ def _mark(candidates, segments, queries, rows, offsets, table, keep):  # type: i
                 while table[at] != -1 and table[at] != candidates[p]:
                     at = (at + 1) & mask
                 keep[p] = table[at] == -1
-        table[:] = -1
+        if q + 1 < queries:
+            table[:] = -1
 
 
 @njit(nogil=True, cache=True, inline="always")

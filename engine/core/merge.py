@@ -200,7 +200,7 @@ def _merge(  # type: ignore[no-untyped-def]
                         slot_taken[slot] = True
                         chosen[count] = slot
                         count += 1
-            _order(chosen, count, slot_score, slot_row)
+            _order(chosen, count, slot_score, slot_row, table)
             for at in range(limit, count):
                 slot_taken[chosen[at]] = False
             count = min(count, limit)
@@ -217,7 +217,7 @@ def _merge(  # type: ignore[no-untyped-def]
                         chosen[count] = slot
                         count += 1
                         left -= 1
-            _order(chosen, count, slot_score, slot_row)
+            _order(chosen, count, slot_score, slot_row, table)
         for at in range(size):
             if count == limit:
                 break
@@ -256,31 +256,28 @@ def _spread(row):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _order(chosen, count, scores, rows):  # type: ignore[no-untyped-def]
-    """Sort chosen[:count] by score descending, then row: heap sort, in place."""
-    for start in range(count // 2 - 1, -1, -1):
-        _sift(chosen, start, count, scores, rows)
-    for end in range(count - 1, 0, -1):
-        chosen[0], chosen[end] = chosen[end], chosen[0]
-        _sift(chosen, 0, end, scores, rows)
+def _order(chosen, count, scores, rows, table):  # type: ignore[no-untyped-def]
+    """Sort chosen[:count] by score descending, then row.
 
-
-@njit(nogil=True, cache=True, inline="always")
-def _worse(a, b, scores, rows):  # type: ignore[no-untyped-def]
-    return scores[a] < scores[b] or (scores[a] == scores[b] and rows[a] > rows[b])
-
-
-@njit(nogil=True, cache=True)
-def _sift(chosen, root, end, scores, rows):  # type: ignore[no-untyped-def]
-    """Keep the worst on top, so that the sorted end fills with the worst."""
-    while 2 * root + 1 < end:
-        child = 2 * root + 1
-        if child + 1 < end and _worse(chosen[child + 1], chosen[child], scores, rows):
-            child += 1
-        if not _worse(chosen[child], chosen[root], scores, rows):
-            return
-        chosen[root], chosen[child] = chosen[child], chosen[root]
-        root = child
+    The bits of a positive float rise with its value: (score, lower row first) is one integer. The hash table says
+    which slot a row has.
+    """
+    values = np.empty(count, np.float32)
+    for i in range(count):
+        values[i] = scores[chosen[i]]
+    bits = values.view(np.uint32)
+    keys = np.empty(count, np.uint64)
+    for i in range(count):
+        reversed_row = np.uint64(np.uint32(0xFFFFFFFF) - np.uint32(rows[chosen[i]]))
+        keys[i] = (np.uint64(bits[i]) << np.uint64(32)) | reversed_row
+    keys.sort()
+    mask = table.size - 1
+    for i in range(count):
+        row = np.int32(np.uint32(0xFFFFFFFF) - np.uint32(keys[count - 1 - i] & np.uint64(0xFFFFFFFF)))
+        at = _spread(row) & mask
+        while rows[table[at]] != row:
+            at = (at + 1) & mask
+        chosen[i] = table[at]
 
 
 @njit(nogil=True, cache=True)
@@ -358,7 +355,7 @@ def _merge_one(
         lists.append(mine)
 
     def by_score(row: int) -> Any:
-        return (-scores[row], row)
+        return (-np.float32(scores[row]), row)
 
     picked: list[int] = []
     if mode is MergeMode.QUOTA:

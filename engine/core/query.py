@@ -41,7 +41,7 @@ class QueryBatch:
     """Queries of one scene that go down the pipeline together.
 
     Attributes:
-        user_ids: [n] external ids (int64, or str_); meaningless where `guests` is true.
+        user_ids: [n] external ids (int64, or str_); -1 or "" for a guest.
         users: int32[n], rows of the user index; -1 where the index does not know the user.
         history: what each user did.
         excluded: rows that the request forbids.
@@ -80,6 +80,28 @@ class QueryBatch:
             longitude=np.full(n, np.nan),
             cities=("",) * n,
             devices=({},) * n,
+        )
+
+    def alone(self, q: int) -> QueryBatch:
+        """Return query q as a batch of its own, without copying columns."""
+        mine = slice(int(self.history.offsets[q]), int(self.history.offsets[q + 1]))
+        skip = slice(int(self.excluded.offsets[q]), int(self.excluded.offsets[q + 1]))
+        one = slice(q, q + 1)
+        return QueryBatch(
+            user_ids=self.user_ids[one],
+            users=self.users[one],
+            history=History(
+                self.history.rows[mine],
+                self.history.weights[mine],
+                self.history.timestamps[mine],
+                np.array([0, mine.stop - mine.start], np.int64),
+            ),
+            excluded=RaggedRows(self.excluded.rows[skip], np.array([0, skip.stop - skip.start], np.int64)),
+            now=self.now[one],
+            latitude=self.latitude[one],
+            longitude=self.longitude[one],
+            cities=self.cities[one],
+            devices=self.devices[one],
         )
 
     def query(self, q: int) -> Query:

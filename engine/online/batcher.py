@@ -7,7 +7,9 @@ thread hop and the matrix products are shared.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -73,7 +75,8 @@ class Batcher:
         self._waiting: deque[_Job] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        # A daemon, so that a process that dies without closing does not hang on it.
+        self._ended = asyncio.Event()
+        # A daemon, so that a process can end while a channel hangs.
         self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
         self._thread.start()
 
@@ -103,14 +106,26 @@ class Batcher:
             self._changed.notify()
         return await job.answer
 
-    async def close(self) -> None:
-        """Refuse new requests, finish those that wait, and end the thread."""
+    async def close(self, patience: float = math.inf) -> None:
+        """Refuse new requests, finish those that wait, and end the thread.
+
+        Args:
+            patience: seconds after which a thread that hangs is left to itself.
+        """
         with self._changed:
             self._closing = True
             self._changed.notify()
-        await asyncio.to_thread(self._thread.join)
+        try:
+            await asyncio.wait_for(self._ended.wait(), None if math.isinf(patience) else patience)
+        except TimeoutError:
+            log.error("the compute thread hangs; it is left to itself")
 
     def _work(self) -> None:
+        self._serve_batches()
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _serve_batches(self) -> None:
         while jobs := self._drain():
             try:
                 self._answer(jobs)

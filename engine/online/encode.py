@@ -90,7 +90,7 @@ class ResponseEncoder:
                 eligible=int(run.merged.eligible[c, q]) if c < merged_channels else 0,
                 kept=int(run.merged.kept[c, q]) if c < merged_channels else 0,
                 microseconds=self._microseconds[c],
-                message=run.messages.get(c, "") if status == ChannelStatus.ERROR else "",
+                message=run.messages.get((c, q), "") if status == ChannelStatus.ERROR else "",
             )
         for f, name in enumerate(self._filters):
             response.filters.add(filter=name, removed=int(run.removed[f, q]))

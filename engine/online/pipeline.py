@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.config import SceneConfig
-from engine.core.candidates import CandidateBatch, ChannelStatus, TriggerKind, check_contract
-from engine.core.channel import Channel, gates, iterate_gate
+from engine.core.candidates import CandidateBatch, Candidates, ChannelStatus, TriggerKind, check_contract
+from engine.core.channel import Channel, gates
 from engine.core.errors import ContractError
 from engine.core.filter import FanOut, Filter
 from engine.core.members import drop
@@ -22,6 +22,9 @@ from engine.online.hydrate import Hydrated, Hydrator
 from engine.online.request import Request
 
 log = logging.getLogger(__name__)
+
+_SKIPPED = int(ChannelStatus.SKIPPED)
+_EMPTY = int(ChannelStatus.EMPTY)  # OK is one less
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ class Run:
     returned: Int32Array
     removed: Int32Array
     channel_us: Float64Array
-    messages: dict[int, str] = field(default_factory=dict)
+    messages: dict[tuple[int, int], str] = field(default_factory=dict)
     stage_us: dict[str, float] = field(default_factory=dict)
     hydrated: Hydrated = field(init=False)
     columns: Columns = field(init=False)
@@ -114,7 +117,7 @@ class Pipeline:
         self._hydrator = hydrator
         self._reserve = reserve_ms / 1000
         self._first_fallback = len(scene.quotas)
-        self._quotas = np.array([*scene.quotas.values(), *(0 for _ in scene.fallback)], np.int32)
+        self._quotas = np.array([[*scene.quotas.values(), *(0 for _ in scene.fallback)]], np.int32).T
         self._weights = np.array([scene.weights.get(name, 1.0) for name in self.channel_names], np.float64)
         self._gated = [gates(channel) for channel in self.channels]
         indexed = {TriggerKind.ITEM: hydrator.items, TriggerKind.USER: hydrator.users}
@@ -134,8 +137,8 @@ class Pipeline:
         run = Run(
             requests=requests,
             limits=np.array([self.scene.limit if r.limit is None else r.limit for r in requests], np.int32),
-            quotas=np.repeat(self._quotas[:, None], n, axis=1),
-            status=np.full((channels, n), int(ChannelStatus.SKIPPED), np.int32),
+            quotas=self._quotas.repeat(n, axis=1),
+            status=np.full((channels, n), _SKIPPED, np.int32),
             returned=np.zeros((channels, n), np.int32),
             removed=np.zeros((len(self._filters), n), np.int32),
             channel_us=np.zeros(channels),
@@ -152,58 +155,93 @@ class Pipeline:
         run.hydrated = self._hydrator(run.requests)
 
     def _fan_out(self, run: Run) -> None:
-        asked = np.ones(run.quotas.shape, np.bool_)
+        off: list[tuple[int, int]] = []
         for q, request in enumerate(run.requests):
             for name, quota in request.quotas.items():
                 c = self.channel_names.index(name)
                 run.quotas[c, q] = quota
-                asked[c, q] = quota > 0
-        depth = np.maximum(run.quotas, run.limits) + self._overfetch(run.batch)
-        depth[~asked] = 0
+                if quota == 0:
+                    off.append((c, q))
+        # As deep as the answer is long, so that each channel can backfill what the others leave over.
+        depth = np.maximum(run.quotas[: self._first_fallback], run.limits + self._overfetch(run.batch))
+        for c, q in off:
+            if c < self._first_fallback:
+                depth[c, q] = 0
         answers = [self._ask(run, c, depth[c]) for c in range(self._first_fallback)]
         run.columns = Columns.of(answers, len(run.requests))
 
     def _overfetch(self, batch: QueryBatch) -> Int32Array:
         """int32[n]: how far behind the quota a channel must reach so that what filters remove costs it nothing."""
-        extra = np.zeros(len(batch), np.int64)
+        extra = np.zeros(len(batch), np.int32)
         for component in self._filters:
             more = component.overfetch(batch)
             if more is not None:
-                extra += more
-        return extra.astype(np.int32)
+                extra += more.astype(np.int32)
+        return extra
 
     def _ask(self, run: Run, c: int, k: Int32Array) -> CandidateBatch:
         """Run one channel: gate, deadline, contract, timing and error policy are here, once for all channels."""
         started = time.perf_counter()
-        status = run.status[c]
-        k = k.copy()
+        self._shut_late(run, c, k)
+        if self._gated[c]:
+            self._shut_gated(run, c, k)
+        answer = None
+        if k.any():
+            try:
+                answer = self._answer(run, c, run.batch, k)
+            except Exception as error:  # whatever a channel raises is that channel's failure alone
+                answer = self._one_by_one(run, c, k, error)
+            lengths = answer.offsets[1:] - answer.offsets[:-1]
+            run.returned[c] = lengths
+            np.copyto(run.status[c], _EMPTY - (lengths > 0), where=k > 0)
+        run.channel_us[c] = (time.perf_counter() - started) * 1e6
+        return CandidateBatch.empty(k.size) if answer is None else answer
+
+    def _answer(self, run: Run, c: int, batch: QueryBatch, k: Int32Array) -> CandidateBatch:
+        channel = self.channels[c]
+        answer = channel.recall_batch(batch, k)
+        check_contract(answer, k, self._hydrator.items, self.channel_names[c], self._trigger_rows[c])
+        return answer
+
+    def _shut_late(self, run: Run, c: int, k: Int32Array) -> None:
+        """Ask nothing for requests whose time is up, but for the reserve."""
         now = time.monotonic() + self._reserve
         for q, request in enumerate(run.requests):
-            if k[q] > 0 and request.deadline <= now:
+            if request.deadline <= now and k[q] > 0:
                 k[q] = 0
-                status[q] = ChannelStatus.TIMEOUT
-        channel = self.channels[c]
-        answer = CandidateBatch.empty(k.size)
-        try:
-            if self._gated[c] and k.any():
-                shut = ~np.fromiter(iterate_gate(channel, run.batch), np.bool_, k.size) & (k > 0)
-                k[shut] = 0
-                status[shut] = ChannelStatus.GATED
-            if k.any():
-                answer = channel.recall_batch(run.batch, k)
-                check_contract(answer, k, self._hydrator.items, self.channel_names[c], self._trigger_rows[c])
-                lengths = answer.offsets[1:] - answer.offsets[:-1]
-                run.returned[c] = lengths
-                asked = k > 0
-                status[asked & (lengths > 0)] = ChannelStatus.OK
-                status[asked & (lengths == 0)] = ChannelStatus.EMPTY
-        except Exception as error:  # whatever a channel raises is that channel's failure alone
-            answer = CandidateBatch.empty(k.size)
-            status[k > 0] = ChannelStatus.ERROR
-            run.messages[c] = str(error) if isinstance(error, ContractError) else repr(error)
-            log.exception("channel %s failed", self.channel_names[c])
-        run.channel_us[c] = (time.perf_counter() - started) * 1e6
-        return answer
+                run.status[c, q] = ChannelStatus.TIMEOUT
+
+    def _shut_gated(self, run: Run, c: int, k: Int32Array) -> None:
+        """Ask nothing where the channel's own gate says no; a gate that raises is an error of its query."""
+        for q in np.flatnonzero(k > 0).tolist():
+            try:
+                if not self.channels[c].enable(run.batch.query(q)):
+                    k[q] = 0
+                    run.status[c, q] = ChannelStatus.GATED
+            except Exception as error:  # as in _ask
+                k[q] = 0
+                self._failed(run, c, q, error)
+
+    def _one_by_one(self, run: Run, c: int, k: Int32Array, error: Exception) -> CandidateBatch:
+        """Ask again, each query alone, so that one that makes a channel fail costs the others nothing."""
+        answers: list[Candidates] = []
+        for q in range(k.size):
+            answers.append(CandidateBatch.empty(1).query(0))
+            if k[q] == 0:
+                continue
+            try:
+                if k.size == 1:
+                    raise error
+                answers[q] = self._answer(run, c, run.batch.alone(q), k[q : q + 1]).query(0)
+            except Exception as own:  # as in _ask
+                k[q] = 0
+                self._failed(run, c, q, own)
+        return CandidateBatch.of(answers)
+
+    def _failed(self, run: Run, c: int, q: int, error: Exception) -> None:
+        run.status[c, q] = ChannelStatus.ERROR
+        run.messages[c, q] = str(error) if isinstance(error, ContractError) else repr(error)
+        log.error("channel %s failed", self.channel_names[c], exc_info=error)
 
     def _mask(self, run: Run) -> None:
         self._filter(run, run.columns)
@@ -213,6 +251,8 @@ class Pipeline:
             return
         for f, component in enumerate(self._filters):
             stays = component.keep(run.batch, columns.fan_out)
+            if stays is None:
+                continue
             if stays.dtype != np.bool_ or stays.shape != columns.keep.shape:
                 raise ContractError(
                     f"filter {self.filter_names[f]!r}: keep() must return bool[{columns.keep.size}]"

@@ -36,9 +36,11 @@ OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", -1),
     # Clients may ask every 10 s whether we live; by default one that asks twice in 5 minutes is cut off.
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
 )
+
+_PATIENCE_SECONDS = 5.0
+"""How long the batch that is being computed may still take once nobody waits for it."""
 
 _HEALTH_NAMES = ("", SERVICE)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -94,7 +96,7 @@ class Server:
         """
         await self._health.end()
         await self._server.stop(grace)
-        await self._batcher.close()
+        await self._batcher.close(_PATIENCE_SECONDS)
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[name-defined,misc]

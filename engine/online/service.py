@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
+import itertools
 import math
+import secrets
 import time
-import uuid
 from typing import Any, NoReturn
 
 import grpc
@@ -18,8 +18,6 @@ from engine.config import Config
 from engine.core.errors import RequestError
 from engine.online.batcher import Batcher, ClosedError, ComputeError, DeadlinePassedError, QueueFullError
 from engine.online.wire import parse
-
-log = logging.getLogger(__name__)
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RecallService"].full_name
 
@@ -39,6 +37,9 @@ class RecallService:
         """Take the configuration (limits, scenes, events) and what computes."""
         self._config = config
         self._batcher = batcher
+        # Random once, then counted: a random id per request would cost a system call each.
+        self._run_id = secrets.token_hex(6)
+        self._numbers = itertools.count(1)
 
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
         """Return the service as gRPC takes it.
@@ -69,7 +70,7 @@ class RecallService:
             await _refuse(context, RequestError([("", "expected a serialized recall.v1.RecallRequest")]))
         except RequestError as error:
             await _refuse(context, error)
-        request_id = message.request_id or uuid.uuid4().hex
+        request_id = message.request_id or f"{self._run_id}-{next(self._numbers)}"
         try:
             return await self._batcher.submit(scene, request, request_id, message.debug)
         except QueueFullError as error:

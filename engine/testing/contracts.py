@@ -14,34 +14,19 @@ from __future__ import annotations
 import numpy as np
 
 from engine.core.candidates import CandidateBatch, check_contract
-from engine.core.channel import Channel
+from engine.core.channel import Channel, gates
 from engine.core.filter import FanOut, Filter
-from engine.core.query import History, QueryBatch
-from engine.core.types import Int32Array, RaggedRows
+from engine.core.query import QueryBatch
+from engine.core.types import BoolArray, Int32Array
 from engine.testing.world import random_batch
 
 
-def one_of(batch: QueryBatch, q: int) -> QueryBatch:
-    """Return query q as a batch of its own."""
-    history = batch.history
-    part = slice(int(history.offsets[q]), int(history.offsets[q + 1]))
-    skip = slice(int(batch.excluded.offsets[q]), int(batch.excluded.offsets[q + 1]))
-    return QueryBatch(
-        user_ids=batch.user_ids[q : q + 1],
-        users=batch.users[q : q + 1],
-        history=History(
-            history.rows[part],
-            history.weights[part],
-            history.timestamps[part],
-            np.array([0, part.stop - part.start], np.int64),
-        ),
-        excluded=RaggedRows(batch.excluded.rows[skip], np.array([0, skip.stop - skip.start], np.int64)),
-        now=batch.now[q : q + 1],
-        latitude=batch.latitude[q : q + 1],
-        longitude=batch.longitude[q : q + 1],
-        cities=batch.cities[q : q + 1],
-        devices=batch.devices[q : q + 1],
-    )
+def ask(channel: Channel, batch: QueryBatch, k: Int32Array) -> CandidateBatch:
+    """Ask a channel as the pipeline does: the gate first."""
+    if gates(channel):
+        open_ = [channel.enable(batch.query(q)) for q in range(len(batch))]
+        k = np.where(open_, k, 0).astype(np.int32)
+    return channel.recall_batch(batch, k)
 
 
 class ChannelContract:
@@ -64,13 +49,13 @@ class ChannelContract:
         channel, batch = self.channel(), self.batch()
         for most in (0, 1, 3, self.items, 10 * self.items):
             k = np.full(len(batch), most, np.int32)
-            answer = channel.recall_batch(batch, k)
+            answer = ask(channel, batch, k)
             check_contract(answer, k, self.items, type(channel).__name__)
 
     def test_it_answers_something(self) -> None:
         """A channel that never answers passes every other test."""
         channel, batch = self.channel(), self.batch()
-        answer = channel.recall_batch(batch, np.full(len(batch), self.items, np.int32))
+        answer = ask(channel, batch, np.full(len(batch), self.items, np.int32))
         assert answer.rows.size > 0, (
             "no query of the batch got a candidate; override batch() to make it answer"
         )
@@ -78,7 +63,7 @@ class ChannelContract:
     def test_it_proposes_an_item_once(self) -> None:
         """Within a query no row comes twice."""
         channel, batch = self.channel(), self.batch()
-        answer = channel.recall_batch(batch, np.full(len(batch), self.items, np.int32))
+        answer = ask(channel, batch, np.full(len(batch), self.items, np.int32))
         for q in range(len(batch)):
             rows = answer.query(q).rows
             assert np.unique(rows).size == rows.size
@@ -87,24 +72,24 @@ class ChannelContract:
         """Bit for bit: who shares the batch must not matter."""
         channel, batch = self.channel(), self.batch()
         k = np.arange(len(batch), dtype=np.int32) % 7
-        together = channel.recall_batch(batch, k)
+        together = ask(channel, batch, k)
         for q in range(len(batch)):
-            alone = channel.recall_batch(one_of(batch, q), k[q : q + 1])
+            alone = ask(channel, batch.alone(q), k[q : q + 1])
             _same(together, q, alone)
 
     def test_it_answers_the_same_again(self) -> None:
         """Same query, same answer, bit for bit."""
         channel, batch = self.channel(), self.batch()
         k = np.full(len(batch), 5, np.int32)
-        first, second = channel.recall_batch(batch, k), channel.recall_batch(batch, k)
+        first, second = ask(channel, batch, k), ask(channel, batch, k)
         for q in range(len(batch)):
             _same(first, q, second, q)
 
     def test_a_longer_answer_begins_with_the_shorter_one(self) -> None:
         """Asking for more must not change what comes first."""
         channel, batch = self.channel(), self.batch()
-        short = channel.recall_batch(batch, np.full(len(batch), 3, np.int32))
-        long = channel.recall_batch(batch, np.full(len(batch), self.items, np.int32))
+        short = ask(channel, batch, np.full(len(batch), 3, np.int32))
+        long = ask(channel, batch, np.full(len(batch), self.items, np.int32))
         for q in range(len(batch)):
             rows = short.query(q).rows
             assert long.query(q).rows[: rows.size].tolist() == rows.tolist()
@@ -135,22 +120,27 @@ class FilterContract:
         rows: Int32Array = rng.integers(0, self.items, int(offsets[-1])).astype(np.int32)
         return FanOut(rows, offsets, self.size)
 
+    def verdicts(self, fan_out: FanOut) -> BoolArray:
+        """bool[m]: what the filter says; None, which is "all stay", written out."""
+        keep = self.filter().keep(self.batch(), fan_out)
+        return np.ones(fan_out.rows.size, np.bool_) if keep is None else keep
+
     def test_it_says_of_each_candidate_whether_it_stays(self) -> None:
         """bool[m], nothing else."""
         fan_out = self.fan_out()
-        keep = self.filter().keep(self.batch(), fan_out)
+        keep = self.verdicts(fan_out)
         assert keep.dtype == np.bool_
         assert keep.shape == fan_out.rows.shape
 
     def test_it_takes_an_empty_fan_out(self) -> None:
         """No candidates, no failure."""
         empty = FanOut(np.empty(0, np.int32), np.zeros(self.channels * self.size + 1, np.int64), self.size)
-        assert self.filter().keep(self.batch(), empty).size == 0
+        assert self.verdicts(empty).size == 0
 
     def test_it_judges_an_item_alike_for_every_channel(self) -> None:
         """What a user must not see they must not see from any channel."""
         fan_out = self.fan_out()
-        keep = self.filter().keep(self.batch(), fan_out)
+        keep = self.verdicts(fan_out)
         owner = fan_out.query_of_candidate()
         for q in range(self.size):
             for row in np.unique(fan_out.rows[owner == q]):
@@ -161,7 +151,7 @@ class FilterContract:
         """Removed distinct items per query never exceed what it said to bring more of."""
         component, batch, fan_out = self.filter(), self.batch(), self.fan_out()
         more = component.overfetch(batch)
-        keep = component.keep(batch, fan_out)
+        keep = self.verdicts(fan_out)
         owner = fan_out.query_of_candidate()
         for q in range(self.size):
             removed = np.unique(fan_out.rows[(owner == q) & ~keep]).size

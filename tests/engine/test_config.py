@@ -51,11 +51,11 @@ def test_the_file_that_ships_is_clean_and_spells_out_the_defaults() -> None:
     for section in ("store", "server", "history"):
         spelled, defaults = raw[section], type(getattr(config, section))().model_dump(mode="json")
         assert spelled == defaults, section
-    scene = {key: value for key, value in raw["scenes"]["default"].items() if key not in ("quotas", "weights")}
-    fields = type(config.scenes["default"]).model_fields
-    assert scene == {
-        key: "quota" if key == "merge" else _plain(fields[key].default) for key in scene
+    scene = {
+        key: value for key, value in raw["scenes"]["default"].items() if key not in ("quotas", "weights")
     }
+    fields = type(config.scenes["default"]).model_fields
+    assert scene == {key: "quota" if key == "merge" else _plain(fields[key].default) for key in scene}
 
 
 def _plain(value: Any) -> Any:
@@ -137,7 +137,12 @@ def test_a_value_out_of_range_or_of_the_wrong_type_is_refused(path: str, value: 
         ("filters.nope", {}, "filters.nope", "no plugin of the group 'recall.filters' is called 'nope'"),
         ("filters", [], "filters", "expected a table"),
         ("scenes.default.quotas.usercf", 5, "scenes.default.quotas.usercf", "no channel is called 'usercf'"),
-        ("scenes.default.fallback", ["fresh"], "scenes.default.fallback.fresh", "no channel is called 'fresh'"),
+        (
+            "scenes.default.fallback",
+            ["fresh"],
+            "scenes.default.fallback.fresh",
+            "no channel is called 'fresh'",
+        ),
         ("scenes.default.fallback", ["itemcf"], "scenes.default.fallback", "has a quota too"),
         ("scenes.default.fallback", ["popular", "popular"], "scenes.default.fallback", "twice"),
         ("scenes.default.filters", ["seen", "seen"], "scenes.default.filters", "twice"),

@@ -1,7 +1,7 @@
-"""A world drawn by hand: 40 items, 6 users, channels whose answers can be worked out on paper, servers around it.
+"""A world drawn by hand: 40 items, 6 users, channels that can be worked out on paper, and servers around it.
 
-Item row r has id 100 + r (or the key "item-<100 + r>"), user row u has id 1 + u (or "user-<1 + u>"). User row u
-liked the items of rows u and u + 6, the latter more recently; the last user has no history.
+Item row r has id 100 + r (or the key "item-<100 + r>"), user row u has id 1 + u (or "user-<1 + u>"). User row
+u liked the items of rows u and u + 6, the latter more recently; the last user has no history.
 """
 
 from __future__ import annotations

@@ -164,6 +164,16 @@ async def test_another_replica_answers_from_the_next_batch_on(world):
         assert read(await batcher.submit("default", Request(), "x")).release == "r-2"
 
 
+async def test_a_channel_that_hangs_does_not_hang_the_end(caplog):
+    world, gate = gated_world()
+    batcher = Batcher(world.replica, 16, 100)
+    first = await hold(batcher, gate)
+    await batcher.close(0.05)
+    assert "hangs" in caplog.text
+    gate.open.set()
+    await first
+
+
 async def test_closing_finishes_what_waits_and_refuses_more():
     world, gate = gated_world()
     async with batching(world, max_batch=2) as batcher:

@@ -171,6 +171,10 @@ def test_the_callers_moment_and_request_id_come_through(client):
     assert client.recall(time=0, city="Ulm", location=(0.0, 0.0), device={"os": "x"}).candidates
 
 
+def test_requests_without_an_id_get_one_each(client):
+    assert len({client.recall().request_id for _ in range(3)} - {""}) == 3
+
+
 def test_debug_is_given_on_request_only(client):
     assert client.recall(user_id=1).debug is None
     debug = client.recall(user_id=1, debug=True).debug
@@ -416,21 +420,15 @@ def test_reflection_lists_the_service(target):
 async def test_a_health_watcher_hears_the_end_and_does_not_delay_it(world):
     server = Server(world.config, world.replica)
     port = await server.start()
-    heard = []
-
-    async def watch():
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
-            heard.extend([response.status async for response in call])
-
-    watching = asyncio.create_task(watch())
-    while not heard:
-        await asyncio.sleep(0.01)
-    started = time.monotonic()
-    await server.stop(30)
-    assert time.monotonic() - started < 5
-    await watching
-    assert heard == [health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING]
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=SERVICE))
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+        started = time.monotonic()
+        stopping = asyncio.create_task(server.stop(30))
+        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        assert await watch.read() is grpc.aio.EOF
+        await stopping
+        assert time.monotonic() - started < 5
 
 
 async def test_a_taken_port_is_an_error_in_one_sentence(world):

@@ -1,0 +1,114 @@
+"""`recall bench pipeline`: CPU time of a request in the pipeline, without gRPC, at a catalogue of any size."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from engine.bench.report import circumstances, spread
+from engine.config import Config
+from engine.core.channel import Progress
+from engine.data.catalogue import Catalogue
+from engine.data.columns import TextColumn
+from engine.data.ids import IdIndex
+from engine.data.snapshot import SnapshotStore
+from engine.offline.build import Source, build_components
+from engine.offline.evaluate import scene_of
+from engine.offline.synthetic import synthetic_interactions
+from engine.online.pipeline import Pipeline
+from engine.online.replica import Replica
+from engine.online.request import Request
+
+EVENTS_PER_USER = 60
+USERS_PER_ITEM = 0.2
+
+
+def bench_pipeline(
+    config: Config,
+    channels: Sequence[str],
+    items: int,
+    limit: int,
+    store: SnapshotStore,
+    progress: Progress,
+    repetitions: int = 7,
+    requests: int = 1000,
+) -> dict[str, Any]:
+    """Build a synthetic world into the store (or find it there) and time requests of random users against it.
+
+    Args:
+        config: channels and their options.
+        channels: which answer.
+        items: catalogue size; users are a fifth of it, with 60 likes each.
+        limit: candidates asked for.
+        store: where the world is kept.
+        progress: told of the build.
+        repetitions: how often the requests are timed; the spread is over these.
+        requests: per repetition and batch size.
+    """
+    pipeline, users = _world(config, channels, items, limit, store, progress)
+    rng = np.random.default_rng(5)
+    report = circumstances() | {
+        "items": items,
+        "users": users,
+        "channels": list(channels),
+        "limit": limit,
+        "repetitions": repetitions,
+    }
+    for size in (1, 8):
+        cpu: list[float] = []
+        parts: dict[str, list[float]] = {}
+        for round_ in range(repetitions + 1):  # the first warms caches and kernels up and is not counted
+            asked = rng.integers(0, users, (requests // size, size))
+            batches = [[Request(user_id=user, limit=limit) for user in row] for row in asked.tolist()]
+            sums: dict[str, float] = {}
+            started = time.process_time()
+            for batch in batches:
+                run = pipeline.run(batch)
+                for name, spent in run.stage_us.items():
+                    sums[name] = sums.get(name, 0.0) + spent
+                for name, spent in zip(pipeline.channel_names, run.channel_us.tolist(), strict=True):
+                    sums[name] = sums.get(name, 0.0) + spent
+            spent = time.process_time() - started
+            if round_:
+                done = len(batches) * size
+                cpu.append(spent / done * 1e6)
+                for name, total in sums.items():
+                    parts.setdefault(name, []).append(total / done)
+        report |= spread(f"batch{size}_us", cpu, 1)
+        report[f"batch{size}_parts_us"] = {
+            name: round(float(np.median(values)), 1) for name, values in parts.items()
+        }
+    return report
+
+
+def _world(
+    config: Config, channels: Sequence[str], items: int, limit: int, store: SnapshotStore, progress: Progress
+) -> tuple[Pipeline, int]:
+    users = max(10, int(items * USERS_PER_ITEM))
+    progress.start("making the world", 1)
+    liked = synthetic_interactions(users, items, users * EVENTS_PER_USER)
+    progress.advance()
+    empty = IdIndex.of(np.empty(0, np.int64))
+    catalogue = Catalogue(
+        items=IdIndex.of(np.arange(items, dtype=np.int64)),
+        users=IdIndex.of(np.arange(users, dtype=np.int64)),
+        authors=empty,
+        author_names=TextColumn.of(pa.array([], pa.large_string())),
+        numeric={},
+        coded={},
+        texts={},
+        tags={},
+        skipped=(),
+    )
+    source = Source(catalogue, liked, int(liked.timestamps.max()), f"synthetic.{users}.{items}", {})
+    fallback = [name for name in config.scenes["default"].fallback if name not in channels]
+    versions = build_components(config, source, store, progress, [*channels, *fallback])
+    scene = scene_of(config.scenes["default"], channels, limit, fallback)
+    scene = scene.model_copy(update={"filters": config.scenes["default"].filters})
+    config = config.model_copy(update={"scenes": {"default": scene}})
+    snapshots = {name: store.open(name, version, verify=False) for name, version in versions.items()}
+    return Replica.of(config, "bench", snapshots).pipelines["default"], users

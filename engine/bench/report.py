@@ -1,0 +1,60 @@
+"""What every benchmark report says of where and when it was made, and how repetitions are summed up."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from engine import __version__
+from engine.offline.build import usable_cores
+
+
+def circumstances() -> dict[str, Any]:
+    """Return machine, cpus, date and commit ("" outside a checkout) of this run."""
+    return {
+        "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
+        "cpus": usable_cores(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "commit": _commit(),
+        "version": __version__,
+    }
+
+
+def spread(name: str, values: Sequence[float], digits: int = 3) -> dict[str, float]:
+    """Return the median under `name` and the extremes under `name`_min and `name`_max."""
+    return {
+        name: round(float(median(values)), digits),
+        f"{name}_min": round(float(min(values)), digits),
+        f"{name}_max": round(float(max(values)), digits),
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or "processor unknown"
+
+
+def _commit() -> str:
+    folder = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(
+            ["git", "-C", os.fspath(folder), "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=False,
+        )
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
