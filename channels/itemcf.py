@@ -1,7 +1,7 @@
 """ItemCF: items are similar when the same users like both.
 
-Source: the recommender course (Wang Shusen, item-based collaborative filtering): an item is the sparse vector of its users'
-interest scores, sim(i, j) is the cosine of two such vectors; online, last-n x top-k neighbours, scores of an item
+Source: the recommender course (Wang Shusen, item-based collaborative filtering): an item is the sparse vector of its
+users' interest scores, sim(i, j) is the cosine of two such vectors; online, last-n x top-k neighbours, scores of an item
 reached twice add up, the best 100 are returned.
 """
 

@@ -19,14 +19,14 @@ from engine.core.channel import BuildContext, Channel, LoadContext, Progress
 from engine.core.errors import BuildError
 from engine.core.options import Online, Options, Tune
 from engine.core.query import QueryBatch
+from engine.core.select import drain, offer, sort_key
 from engine.core.similarity import (
     Finish,
     NeighbourBlock,
     NeighbourLists,
     balanced_blocks,
-    drain_best,
+    buffer_size,
     power,
-    push_best,
     write_neighbour_lists,
 )
 from engine.core.types import AnyArray, Int32Array, Int64Array
@@ -232,7 +232,7 @@ def _swing(  # type: ignore[no-untyped-def]
     overlap = np.zeros((most, most), np.uint16)
     trust = np.empty(most, np.float32)
     local = np.empty(1, np.uint16)
-    heap = np.empty(keep, np.uint64)
+    keys = np.empty(buffer_size(keep), np.uint64)
     cell = np.empty(1, np.float32)
     bits = cell.view(np.uint32)
     zero = np.float32(0)
@@ -282,6 +282,7 @@ def _swing(  # type: ignore[no-untyped-def]
                 for y in range(x + np.uint64(1), stop):
                     overlap[one, np.uint64(local[y])] += np.uint16(1)
         size = 0
+        worst = np.uint64(0)
         for at in range(found):
             j = touched[at]
             total = sums[j]
@@ -298,10 +299,10 @@ def _swing(  # type: ignore[no-untyped-def]
                     total += trust[one] * inner
             cell[0] = total * target[j]
             if cell[0] > zero and j != i:
-                size = push_best(heap, size, keep, bits[0], j)
+                size, worst = offer(keys, size, keep, worst, sort_key(bits[0], j))
             counts[j] = 0
-        lengths[i - begin] = size
-        written = drain_best(heap, size, neighbours, similarities, written)
+        lengths[i - begin] = min(size, keep)
+        written = drain(keys, size, keep, neighbours, similarities, written)
     return written
 
 

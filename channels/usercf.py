@@ -1,7 +1,7 @@
 """UserCF: users are similar when they like the same items, the more so the less popular the items are.
 
-Source: the recommender course (Wang Shusen, user-based collaborative filtering): sim(u, v) = sum over the items l that both
-like of 1 / log(1 + n_l), divided by sqrt(|J_u| |J_v|), n_l how many users like l; online, top-k similar users x their
+Source: the recommender course (Wang Shusen, user-based collaborative filtering): sim(u, v) = sum over the items l
+that both like of 1 / log(1 + n_l), divided by sqrt(|J_u| |J_v|), n_l how many users like l; online, top-k similar users x their
 last-n items, scores of an item reached twice add up, the best 100 are returned.
 """
 
@@ -130,8 +130,8 @@ def usercf_neighbours(
     """Yield every user's similar users, block by block.
 
     sim(u, v) = (sum over items l both like of n_l^-c / log(1 + n_l) / |J_v|^b) ^ amplification / |J_u|^1/2; with c = 0
-    and b = 1/2 the course's. What is u's own changes no ranking of u's, so it has no option. Likes count as 0 or 1 here, as in the course; how much somebody likes an item enters when
-    the item is recalled.
+    and b = 1/2 the course's. What is u's own changes no ranking of u's, so it has no option. Likes count as 0 or 1 here,
+    as in the course; how much somebody likes an item enters when the item is recalled.
 
     Args:
         liked: the interest matrix.

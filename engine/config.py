@@ -81,7 +81,7 @@ class SceneConfig(Options):
     )
     """`quota`, `snake` or `rank_fusion`; see engine/core/merge.py."""
 
-    weights: dict[Name, Annotated[float, Field(gt=0)]] = {}
+    weights: dict[Name, Annotated[float, Field(gt=0)]] = Field(default={})
     """Weight per channel in the merge score; 1 where absent."""
 
     rank_constant: float = Field(default=60.0, gt=0)
@@ -109,12 +109,12 @@ class Config(Options):
     channels: dict[Name, Any]
     """Options per channel instance."""
 
-    filters: dict[Name, Any] = {}
+    filters: dict[Name, Any] = Field(default={})
     """Options per filter."""
 
     scenes: dict[Name, SceneConfig] = Field(min_length=1)
 
-    channel_types: dict[str, str] = {}
+    channel_types: dict[str, str] = Field(default={})
     """Channel name -> entry point; filled from `type`, which defaults to the name."""
 
     def channel(self, name: str) -> tuple[type[Channel], Options]:
@@ -148,24 +148,43 @@ def default_config_path() -> Path:
     return Path(__file__).with_name("recall.toml")
 
 
-def load_config(path: Path | None = None) -> Config:
+def load_config(path: Path | None = None, lenient: bool = False) -> Config:
     """Read a configuration file, or the one that ships with the package.
+
+    Args:
+        path: the file; None is the one that ships with the package.
+        lenient: take names that refer to nothing, so that `cross_check` can list them all.
 
     Raises:
         ConfigError: one sentence naming the key (dotted path) and what was expected.
     """
-    path = path or default_config_path()
+    return parse_config(_read_toml(path or default_config_path()), lenient)
+
+
+def read_params(path: Path) -> dict[str, dict[str, Any]]:
+    """Read a file of options per channel, as `recall tune` writes it, for `Config.with_channel_options`.
+
+    Raises:
+        ConfigError: it cannot be read, or is not one table of options per channel.
+    """
+    tables = _read_toml(path)
+    for name, options in tables.items():
+        if not isinstance(options, dict):
+            raise ConfigError("expected a table of options", f"{path.name}.{name}")
+    return tables
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", str(path)) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"is not valid TOML: {error}", str(path)) from error
-    return parse_config(raw)
 
 
-def parse_config(raw: dict[str, Any]) -> Config:
-    """Turn a parsed TOML document into a checked configuration; errors as in `load_config`."""
+def parse_config(raw: dict[str, Any], lenient: bool = False) -> Config:
+    """Turn a parsed TOML document into a checked configuration; as `load_config`."""
     for key in raw:
         if key not in SECTIONS:
             raise ConfigError(f"unknown key; known: {', '.join(SECTIONS)}", key)
@@ -200,7 +219,7 @@ def parse_config(raw: dict[str, Any]) -> Config:
     raw |= {"channels": channels, "filters": filters, "channel_types": types}
     config: Config = _typed(Config, raw, "")
     errors = [problem for problem in cross_check(config) if problem.severity == "error"]
-    if errors:
+    if errors and not lenient:
         raise ConfigError(errors[0].text, errors[0].field)
     return config
 

@@ -100,7 +100,9 @@ def seconds(duration: float) -> str:
 
 
 def cache_folder() -> Path:
-    """Return this user's cache folder for this project, where the platform wants it."""
+    """Return this user's cache folder for this project: RECALL_CACHE, or where the platform wants it."""
+    if os.environ.get("RECALL_CACHE"):
+        return Path(os.environ["RECALL_CACHE"])
     if sys.platform == "darwin":
         base = Path.home() / "Library" / "Caches"
     elif os.environ.get("XDG_CACHE_HOME", "").startswith("/"):
@@ -116,7 +118,9 @@ class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Return the rate, or nothing while it is not known."""
         rate = task.finished_speed or task.speed
-        return Text(f"{rate:,.0f}/s" if rate else "", style="cyan")
+        # Trials and repetitions take seconds each, so a slow rate is told the other way round.
+        text = "" if not rate else f"{rate:,.0f}/s" if rate >= 2 else f"{seconds(1 / rate)} each"
+        return Text(text, style="cyan")
 
 
 class BuildProgress:

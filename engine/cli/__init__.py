@@ -14,13 +14,16 @@ import typer
 from typer.core import TyperGroup
 
 from engine import __version__
+from engine.cli.bench import app as bench_app
 from engine.cli.build import build
 from engine.cli.check import check
 from engine.cli.data import app as data_app
 from engine.cli.demo import demo
+from engine.cli.evaluate import evaluate
 from engine.cli.query import query
 from engine.cli.releases import app as releases_app
 from engine.cli.serve import serve
+from engine.cli.tune import tune
 from engine.console import say_error
 from engine.core.errors import RecallError
 
@@ -69,7 +72,9 @@ app.command("build")(build)
 app.command("serve")(serve)
 app.command("query")(query)
 app.command("check")(check)
-# `eval`, `tune` and `bench` belong here, each in a module of its own like these.
+app.command("eval")(evaluate)
+app.command("tune")(tune)
+app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(releases_app, name="releases")
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -40,6 +39,8 @@ def build(
 
     What an earlier build made of the same data, options and code is used again.
     """
+    from engine.config import read_params
+
     loaded, snapshots = settings(config, store)
     if params is not None:
         loaded = loaded.with_channel_options(read_params(params), params.name)
@@ -125,7 +126,7 @@ def show_build(report: BuildReport) -> None:
     )
 
 
-def channel_names(config: Config, text: str) -> list[str]:
+def channel_names(config: Config, text: str, flag: str = "--channels") -> list[str]:
     """Return the channels of a comma-separated list.
 
     Raises:
@@ -134,27 +135,7 @@ def channel_names(config: Config, text: str) -> list[str]:
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
         if name not in config.channels:
-            raise ConfigError(
-                f"no channel is called {name!r}; known: {', '.join(config.channels)}", "--channels"
-            )
+            raise ConfigError(f"no channel is called {name!r}; known: {', '.join(config.channels)}", flag)
     if not names:
-        raise ConfigError("names no channel", "--channels")
+        raise ConfigError("names no channel", flag)
     return names
-
-
-def read_params(path: Path) -> dict[str, dict[str, Any]]:
-    """Read a file of options per channel.
-
-    Raises:
-        ConfigError: it cannot be read, or is not one table of options per channel.
-    """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", str(path)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"is not valid TOML: {error}", str(path)) from error
-    for name, options in tables.items():
-        if not isinstance(options, dict):
-            raise ConfigError("expected a table of options", f"{path.name}.{name}")
-    return tables

@@ -25,24 +25,29 @@ def check(config: ConfigOption = None, store: StoreOption = None) -> None:
     """
     from engine.config import cross_check
 
-    loaded, snapshots = settings(config, store)
+    loaded, snapshots = settings(config, store, lenient=True)
     findings = list(cross_check(loaded))
-    release: Release | None = None
-    try:
-        release = snapshots.current()
-        findings += check_release(loaded, snapshots, release)
-    except SnapshotError as error:
-        findings.append(_finding("error", "store", str(error)))
-    versions = None if release is None else release.snapshots
-    # Plain text: the boxes must not be folded by a narrow terminal, nor read as markup.
-    for scene in loaded.scenes:
-        typer.echo(draw_scene(loaded, scene, versions) + "\n")
+    if _errors(findings) == 0:  # names that refer to nothing can neither be looked up nor drawn
+        versions = None
+        try:
+            release = snapshots.current()
+            findings += check_release(loaded, snapshots, release)
+            versions = None if release is None else release.snapshots
+        except SnapshotError as error:
+            findings.append(_finding("error", "store", str(error)))
+        # Plain text: the boxes must not be folded by a narrow terminal, nor read as markup.
+        for scene in loaded.scenes:
+            typer.echo(draw_scene(loaded, scene, versions) + "\n")
     show_findings(findings)
-    errors = sum(finding.severity == "error" for finding in findings)
+    errors = _errors(findings)
     counts = console.counted(errors, "error"), console.counted(len(findings) - errors, "warning")
     console.output().print(", ".join(counts))
     if errors:
         raise typer.Exit(2)
+
+
+def _errors(findings: list[Finding]) -> int:
+    return sum(finding.severity == "error" for finding in findings)
 
 
 def check_release(config: Config, store: SnapshotStore, release: Release | None) -> Iterator[Finding]:

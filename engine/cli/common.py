@@ -28,8 +28,8 @@ StoreOption: TypeAlias = Annotated[
 ]
 
 
-def settings(config: Path | None, store: Path | None) -> tuple[Config, SnapshotStore]:
-    """Return the configuration that a command's options mean, and its store.
+def settings(config: Path | None, store: Path | None, lenient: bool = False) -> tuple[Config, SnapshotStore]:
+    """Return the configuration that a command's options mean, and its store; `lenient` as in `load_config`.
 
     Raises:
         ConfigError: the configuration is wrong.
@@ -37,7 +37,7 @@ def settings(config: Path | None, store: Path | None) -> tuple[Config, SnapshotS
     from engine.config import load_config
     from engine.data.snapshot import SnapshotStore
 
-    loaded = load_config(config)
+    loaded = load_config(config, lenient)
     if store is not None:
         loaded = loaded.model_copy(update={"store": loaded.store.model_copy(update={"path": store})})
     return loaded, SnapshotStore(loaded.store.path)

@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from engine.core.candidates import CandidateBatch
+from engine.core.select import select_top, sort_key
 from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
 
 
@@ -116,10 +117,10 @@ def _gather(  # type: ignore[no-untyped-def]
                         best[slot] = gain
                         triggers[slot] = reached_from[r]
             for slot in range(slots):
-                keys[slot] = _sort_key(sum_bits[slot], rows[slot])
+                keys[slot] = sort_key(sum_bits[slot], rows[slot])
             take = min(slots, k[q])
             if take < slots:
-                _select(keys, slots, take)
+                select_top(keys, slots, take)
             chosen = np.sort(keys[:take])
             for rank in range(take):
                 row = np.int32(
@@ -144,44 +145,6 @@ def _hash(row):  # type: ignore[no-untyped-def]
     """Spread rows over the table (Knuth's multiplicative hash, high bits folded down)."""
     h = np.uint32(row) * np.uint32(2654435761)
     return np.int64(np.uint32(h ^ (h >> np.uint32(15))))
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _sort_key(score_bits, row):  # type: ignore[no-untyped-def]
-    """Fold (score descending, row ascending) into one integer, larger is better: ties need no second compare."""
-    if score_bits & np.uint32(0x80000000):
-        ordered = np.uint32(~score_bits)
-    else:
-        ordered = np.uint32(score_bits | np.uint32(0x80000000))
-    return (np.uint64(ordered) << np.uint64(32)) | np.uint64(np.uint32(0xFFFFFFFF) - np.uint32(row))
-
-
-@njit(nogil=True, cache=True)
-def _select(keys, n, take):  # type: ignore[no-untyped-def]
-    """Move the `take` largest of keys[:n] to the front (Hoare's quickselect, median of three)."""
-    left = 0
-    right = n - 1
-    while left < right:
-        middle = (left + right) // 2
-        a, b, c = keys[left], keys[middle], keys[right]
-        pivot = max(min(a, b), min(max(a, b), c))
-        i = left
-        j = right
-        while i <= j:
-            while keys[i] > pivot:
-                i += 1
-            while keys[j] < pivot:
-                j -= 1
-            if i <= j:
-                keys[i], keys[j] = keys[j], keys[i]
-                i += 1
-                j -= 1
-        if take - 1 <= j:
-            right = j
-        elif take - 1 >= i:
-            left = i
-        else:
-            return
 
 
 def gather_top_k_reference(

@@ -12,6 +12,7 @@ from engine.core.blocks import over_blocks
 from engine.core.candidates import CandidateBatch
 from engine.core.channel import Progress, SnapshotSink
 from engine.core.gather import gather_top_k
+from engine.core.select import drain, offer, sort_key
 from engine.core.types import AnyArray, Float32Array, Float64Array, Int32Array, Int64Array
 
 BLOCKS_PER_THREAD = 48
@@ -190,6 +191,12 @@ class Finish:
         similarities /= self.source_scale[begin : begin + lengths.size][owner]
 
 
+@njit(nogil=True, cache=True, inline="always")
+def buffer_size(keep):  # type: ignore[no-untyped-def]
+    """Room in a selection buffer: cut back seldom, yet small enough for the first cache."""
+    return keep + max(keep, 128)
+
+
 @njit(nogil=True, cache=True)
 def _top_k_products(  # type: ignore[no-untyped-def]
     indptr, columns, values, t_indptr, t_columns, t_values, inner, inverse, shrinkage, keep, begin, end,
@@ -202,7 +209,7 @@ def _top_k_products(  # type: ignore[no-untyped-def]
     touched = np.empty(
         rows + 1, np.uint32
     )  # one more, so that the branch-free append below may write past the end
-    heap = np.empty(keep, np.uint64)
+    keys = np.empty(buffer_size(keep), np.uint64)
     cell = np.empty(1, np.float32)
     bits = cell.view(np.uint32)
     written = 0
@@ -222,7 +229,8 @@ def _top_k_products(  # type: ignore[no-untyped-def]
                     shared[np.uint32(t_columns[r])] += np.float32(1)
         sums[i] = zero  # an item is no neighbour of its own; skipped below, like every zero
         size = 0
-        worst = zero
+        worst = np.uint64(0)
+        least = zero
         for at in range(count):
             j = touched[at]
             value = sums[j]
@@ -231,61 +239,14 @@ def _top_k_products(  # type: ignore[no-untyped-def]
             if shrinkage > zero:
                 score *= shared[j] / (shared[j] + shrinkage)
                 shared[j] = zero
-            if score >= worst and value > zero:
+            if score >= least and value > zero:
                 cell[0] = score
-                size = push_best(heap, size, keep, bits[0], j)
-                if size == keep:
-                    bits[0] = np.uint32(heap[0] >> np.uint64(32))
-                    worst = cell[0]
-        lengths[i - begin] = size
-        written = drain_best(heap, size, neighbours, similarities, written)
+                size, worst = offer(keys, size, keep, worst, sort_key(bits[0], j))
+                bits[0] = np.uint32(worst >> np.uint64(32)) & np.uint32(0x7FFFFFFF)
+                least = cell[0]
+        lengths[i - begin] = min(size, keep)
+        written = drain(keys, size, keep, neighbours, similarities, written)
     return written
-
-
-@njit(nogil=True, cache=True, inline="always")
-def push_best(heap, size, keep, score_bits, row):  # type: ignore[no-untyped-def]
-    """Offer (score, row) to a heap of the `keep` best; the worst is on top. Scores must not be negative.
-
-    The bits of a non-negative float rise with its value, so (score, lower row first) is one integer compare.
-    """
-    key = (np.uint64(score_bits) << np.uint64(32)) | np.uint64(np.uint32(0xFFFFFFFF) - np.uint32(row))
-    if size < keep:
-        at = size
-        while at > 0 and heap[(at - 1) >> 1] > key:
-            heap[at] = heap[(at - 1) >> 1]
-            at = (at - 1) >> 1
-        heap[at] = key
-        return size + 1
-    if key > heap[0]:
-        _sink(heap, size, key)
-    return size
-
-
-@njit(nogil=True, cache=True)
-def _sink(heap, size, key):  # type: ignore[no-untyped-def]
-    """Put `key` in the place of the top."""
-    at = 0
-    while 2 * at + 1 < size:
-        child = 2 * at + 1
-        if child + 1 < size and heap[child + 1] < heap[child]:
-            child += 1
-        if heap[child] >= key:
-            break
-        heap[at] = heap[child]
-        at = child
-    heap[at] = key
-
-
-@njit(nogil=True, cache=True)
-def drain_best(heap, size, rows, scores, start):  # type: ignore[no-untyped-def]
-    """Write the heap's content best first to rows[start:], scores[start:]; return where the next list begins."""
-    score_bits = scores.view(np.uint32)
-    for left in range(size - 1, -1, -1):
-        key = heap[0]
-        rows[start + left] = np.int64(np.uint32(0xFFFFFFFF) - np.uint32(key & np.uint64(0xFFFFFFFF)))
-        score_bits[start + left] = np.uint32(key >> np.uint64(32))
-        _sink(heap, left, heap[left])
-    return start + size
 
 
 def power(base: Float64Array, exponent: float) -> Float32Array:

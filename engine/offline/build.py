@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from engine import __version__
 from engine.config import Config
-from engine.core.channel import BuildContext, Progress
+from engine.core.channel import BuildContext, Channel, Progress
 from engine.core.errors import BuildError, SnapshotError
 from engine.core.interactions import Interactions
 from engine.core.options import build_parameters
@@ -76,15 +79,17 @@ def build_release(
     channels: Sequence[str] | None = None,
     threads: int | None = None,
 ) -> tuple[Release, Source]:
-    """Build every channel that a scene uses (or those named), publish them as one release and collect old ones.
+    """Build every channel that a scene uses, publish them as one release and collect old ones.
+
+    What an earlier build made of the same data, options and code is used again; where that is everything, the release
+    in service stays as it is.
 
     Args:
         config: the configuration.
         dataset: an open data set.
         store: where snapshots go.
         progress: told how far it is.
-        channels: build these anew; the others are taken from the current release where their inputs are the same, and
-            built where not. None: all, each used again where its inputs are the same.
+        channels: build these anew, whether or not they were built before; None: none of them.
         threads: cores to use; None for all.
 
     Raises:
@@ -97,9 +102,12 @@ def build_release(
     progress.advance()
     source = Source.of(config, events, catalogue, dataset.fingerprint())
     del events
-    names = channels if channels is not None else used_channels(config)
-    versions = build_components(config, source, store, progress, names, threads)
-    release = store.publish(versions)
+    anew = frozenset(channels or ())
+    names = list(dict.fromkeys((*used_channels(config), *anew)))
+    versions = build_components(config, source, store, progress, names, threads, anew)
+    release = store.current()
+    if release is None or release.snapshots != versions:
+        release = store.publish(versions)
     store.collect(config.store.keep_releases)
     return release, source
 
@@ -117,15 +125,25 @@ def build_components(
     progress: Progress,
     channels: Sequence[str],
     threads: int | None = None,
+    anew: Collection[str] = (),
 ) -> dict[str, str]:
-    """Build the catalogue, the history and some channels, or find them built; return component -> version."""
+    """Build the catalogue, the history and some channels, or find them built.
+
+    Args:
+        config, source, store, progress, threads: as in `build_release`.
+        channels: which channels.
+        anew: those of them that are built even where they were built before.
+
+    Returns:
+        component -> snapshot version.
+    """
     threads = threads or usable_cores()
     columns = source.catalogue.item_columns()
     versions: dict[str, str] = {}
 
     def component(name: str, parameters: Mapping[str, Any], write: Callable[[SnapshotWriter], None]) -> None:
         catalogue = versions.get(CATALOGUE, "")
-        found = _built_before(store, name, parameters, source.key, catalogue)
+        found = None if name in anew else _built_before(store, name, parameters, source.key, catalogue)
         if found is None:
             with store.begin(name, parameters=parameters, dataset=source.key, catalogue=catalogue) as writer:
                 write(writer)
@@ -147,9 +165,16 @@ def build_components(
         def write(writer: SnapshotWriter, loaded: Any = loaded, options: Any = options) -> None:
             loaded.build(options, BuildContext(source.liked, columns, source.now, writer, progress, threads))
 
-        parameters = {**interest, "type": config.channel_types[name], "options": build_parameters(options)}
+        parameters = {**interest, "options": build_parameters(options), "code": code_of(loaded)}
         component(name, parameters, write)
     return versions
+
+
+def code_of(channel: type[Channel]) -> str:
+    """Name the code of a channel, its class and a digest of its module, so that a changed builder builds anew."""
+    file = inspect.getsourcefile(channel)
+    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file else "unknown"
+    return f"{channel.__module__}:{channel.__qualname__} {digest}"
 
 
 def _built_before(

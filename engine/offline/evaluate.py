@@ -13,6 +13,7 @@ from engine.config import Config, SceneConfig
 from engine.core.channel import BuildContext, Channel, LoadContext, Progress
 from engine.core.errors import ConfigError
 from engine.core.filter import Filter
+from engine.core.memory import MemorySink
 from engine.core.merge import MergeMode
 from engine.core.types import Int32Array, RaggedRows
 from engine.data.catalogue import Catalogue
@@ -20,7 +21,6 @@ from engine.data.dataset import Dataset
 from engine.data.events import EventLog
 from engine.data.snapshot import SnapshotStore
 from engine.offline.build import Source, build_components, usable_cores
-from engine.core.memory import MemorySink
 from engine.offline.metrics import hit_matrix, overlap_share, ranking_metrics
 from engine.offline.protocols import Part, Protocol, Split, cut
 from engine.online.hydrate import Hydrator
@@ -45,6 +45,7 @@ class Report:
         overlap: overlap[a][b] is the share of a's candidates that b gave the same user too.
         unique_share: share of a channel's hits that no other channel has.
         cold: metrics of the fallback channels for users without history; None where there are none.
+        snapshots: component -> version in the store: what was built, or found there, and asked.
     """
 
     protocol: Protocol
@@ -57,6 +58,7 @@ class Report:
     overlap: dict[str, dict[str, float]]
     unique_share: dict[str, float]
     cold: dict[str, float] | None
+    snapshots: dict[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as one JSON object."""
@@ -65,7 +67,13 @@ class Report:
 
 @dataclass(frozen=True)
 class World:
-    """A cut data set with the channels that were built from its known part: what pipelines are made of and asked."""
+    """A cut data set with the channels that were built from its known part: what pipelines are made of and asked.
+
+    Attributes:
+        config, catalogue, split, hydrator: as their types say.
+        channels, filters: loaded, by name.
+        snapshots: component -> version where they came from a store; empty where they were built in memory.
+    """
 
     config: Config
     catalogue: Catalogue
@@ -73,6 +81,7 @@ class World:
     hydrator: Hydrator
     channels: dict[str, Channel]
     filters: dict[str, Filter]
+    snapshots: dict[str, str]
 
     @classmethod
     def built(
@@ -95,7 +104,7 @@ class World:
             loaded, options = config.channel(name)
             arrays = snapshots[name].arrays if name in snapshots else {}
             channels[name] = loaded.load(options, _load_context(arrays, catalogue))
-        return cls._with(config, catalogue, split, channels)
+        return cls._with(config, catalogue, split, channels, versions)
 
     @classmethod
     def in_memory(
@@ -119,10 +128,17 @@ class World:
                     options, BuildContext(source.liked, columns, source.now, sink, progress, threads)
                 )
             channels[name] = loaded.load(options, _load_context(sink.arrays, catalogue))
-        return cls._with(config, catalogue, split, channels)
+        return cls._with(config, catalogue, split, channels, {})
 
     @classmethod
-    def _with(cls, config: Config, catalogue: Catalogue, split: Split, channels: dict[str, Channel]) -> World:
+    def _with(
+        cls,
+        config: Config,
+        catalogue: Catalogue,
+        split: Split,
+        channels: dict[str, Channel],
+        snapshots: dict[str, str],
+    ) -> World:
         history = MemorySink()
         write_history(history, split.known, config.history.keep)
         loaded, options = config.filter(FILTER)
@@ -133,6 +149,7 @@ class World:
             Hydrator(catalogue.items, catalogue.users, SnapshotHistory(history.arrays)),
             channels,
             {FILTER: loaded.load(options, len(catalogue.items))},
+            snapshots,
         )
 
     def lists(self, scene: SceneConfig, users: Int32Array, limit: int, threads: int) -> RaggedRows:
@@ -268,6 +285,7 @@ def evaluate(
         overlap={a: {b: overlap_share(lists[a], lists[b]) for b in channels if b != a} for a in channels},
         unique_share=_unique_share({name: lists[name] for name in channels}, split.truth),
         cold=cold,
+        snapshots=world.snapshots,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,21 +170,3 @@ def write_params(path: Path, found: dict[str, Tuned], comment: str) -> None:
         lines += ["", f"[{channel}]  # {tuned.best:.4f} on validation, {tuned.default:.4f} before"]
         lines += [f"{option} = {json.dumps(value)}" for option, value in tuned.options.items()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def read_params(path: Path) -> dict[str, dict[str, Any]]:
-    """Read such a file.
-
-    Raises:
-        ConfigError: it cannot be read, or is not one table per channel.
-    """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", str(path)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"is not valid TOML: {error}", str(path)) from error
-    for channel, values in tables.items():
-        if not isinstance(values, dict):
-            raise ConfigError("expected one table per channel", f"{path}: {channel}")
-    return tables

@@ -18,11 +18,10 @@ import pytest
 
 from engine import __version__, console
 from engine.cli import app, main
-from engine.cli.build import read_params
 from engine.cli.common import parse_id
 from engine.cli.drawing import draw_scene, stage_names
 from engine.cli.query import parse_recent
-from engine.config import Config, default_config_path, load_config
+from engine.config import Config, default_config_path, load_config, read_params
 from engine.core.errors import BuildError, ConfigError
 from engine.data.sample import sample_path
 from engine.data.snapshot import SnapshotStore

@@ -1,0 +1,185 @@
+"""`recall eval`: run the serving pipeline over a data set's past, and count what it found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from engine import console
+from engine.cli.build import channel_names
+from engine.cli.common import ConfigOption
+from engine.cli.measuring import (
+    CacheOption,
+    ChannelsOption,
+    DataArgument,
+    JsonOption,
+    ParamsOption,
+    ProtocolOption,
+    SceneOption,
+    ThreadsOption,
+    configured,
+    counts,
+    positive,
+    print_json,
+    protocol_of,
+    scene_named,
+)
+from engine.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from engine.config import Config
+    from engine.offline.evaluate import Report
+    from engine.offline.protocols import Part
+
+Metrics = dict[str, float]
+_METRICS = ("recall", "ndcg", "hit", "coverage")
+
+
+def evaluate(
+    directory: DataArgument,
+    protocol: ProtocolOption = None,
+    channels: ChannelsOption = None,
+    at: Annotated[str, typer.Option(help="Lengths K of the lists, with commas between them.")] = "20,50",
+    scene: SceneOption = "default",
+    merge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="quota|snake|rank_fusion", help="How channels are merged. Default: the scene's."
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Weights of the merge score, as itemcf=1,swing=0.5. Default: the scene's."),
+    ] = None,
+    rank_constant: Annotated[
+        str | None,
+        typer.Option(metavar="NUMBER", help="Constant of the merge score. Default: the scene's."),
+    ] = None,
+    part: Annotated[
+        str, typer.Option(metavar="test|validation", help="`validation` to choose by, `test` to report.")
+    ] = "test",
+    params: ParamsOption = None,
+    config: ConfigOption = None,
+    threads: ThreadsOption = None,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how much of what users liked later each channel finds, alone and merged.
+
+    What is built for it is kept in a cache and used again.
+    """
+    from engine.bench.report import circumstances
+    from engine.data.dataset import Dataset
+    from engine.offline.cache import cached_store, remember
+    from engine.offline.evaluate import evaluate
+
+    loaded = configured(config, params)
+    loaded = with_merge(loaded, scene, merge, weights, rank_constant)
+    asked = loaded.scenes[scene]
+    names = list(asked.quotas) if channels is None else channel_names(loaded, channels)
+    cuts = counts(at, "--at")
+    chosen = part_of(part)
+    with console.BuildProgress() as progress:
+        progress.start("checking", 1)
+        dataset = Dataset.open(directory)
+        progress.advance()
+        way = protocol_of(dataset, protocol)
+        store = cached_store(cache or console.cache_folder() / "evaluations", dataset.fingerprint())
+        report = evaluate(loaded, dataset, way, names, cuts, store, progress, scene, chosen, threads)
+    remember(store, report.snapshots)
+    if as_json:
+        setting = {"part": chosen, "at": cuts, "merge": asked.merge.name.lower()}
+        print_json(report.to_json() | setting | circumstances())
+    else:
+        show_report(report, cuts)
+
+
+def with_merge(
+    config: Config, scene: str, merge: str | None, weights: str | None, rank_constant: str | None
+) -> Config:
+    """Return the configuration with a scene's merge settings replaced by those that were given.
+
+    Raises:
+        ConfigError: no such scene, mode or channel, or a number that is none or not above 0.
+    """
+    from engine.core.merge import MergeMode
+
+    changes: dict[str, Any] = {}
+    if merge is not None:
+        if merge.upper() not in MergeMode.__members__:
+            known = ", ".join(mode.name.lower() for mode in MergeMode)
+            raise ConfigError(f"expected one of {known}, got {merge!r}", "--merge")
+        changes["merge"] = MergeMode[merge.upper()]
+    if weights is not None:
+        pairs = [pair.partition("=")[::2] for pair in weights.split(",") if pair.strip()]
+        changes["weights"] = {
+            channel_names(config, name, "--weights")[0]: positive(value, "--weights") for name, value in pairs
+        }
+    if rank_constant is not None:
+        changes["rank_constant"] = positive(rank_constant, "--rank-constant")
+    changed = scene_named(config, scene).model_copy(update=changes)
+    return config.model_copy(update={"scenes": {**config.scenes, scene: changed}})
+
+
+def part_of(text: str) -> Part:
+    """Return the part of that name; ConfigError if it is none."""
+    for part in ("test", "validation"):
+        if part == text:
+            return part  # type: ignore[return-value]
+    raise ConfigError(f"expected test or validation, got {text!r}", "--part")
+
+
+def show_report(report: Report, cuts: Sequence[int]) -> None:
+    """Print a table per K, what the channels have in common, and what users without history get."""
+    out = console.output()
+    tested = console.counted(report.users, "user")
+    out.print(f"{report.protocol}: {report.statement}.")
+    out.print(f"{tested} tested, {console.counted(report.items, 'item')} in the catalogue.")
+    for k in cuts:
+        out.print()
+        out.print(_metrics_table(report, k))
+    if len(report.channels) > 1:
+        out.print()
+        out.print(_overlap_table(report))
+    if report.cold is not None:
+        out.print(
+            f"\n{console.counted(int(report.cold['users']), 'user')} without history, fallback channels:"
+        )
+        out.print("  " + ", ".join(f"recall@{k} {report.cold[f'recall@{k}']:.4f}" for k in cuts))
+
+
+def _metrics_table(report: Report, k: int) -> Any:
+    names = [(name, "right") for name in _METRICS]
+    rows = console.table("", *names, ("recall lost", "right"), title=f"The first {k}")
+
+    def add(label: str, metrics: Metrics, lost: str = "") -> None:
+        rows.add_row(label, *(f"{metrics[f'{name}@{k}']:.4f}" for name in _METRICS), lost)
+
+    for name, metrics in report.channels.items():
+        add(name, metrics)
+    if report.merged is not None:
+        add("merged", report.merged)
+        whole = report.merged[f"recall@{k}"]
+        for name, metrics in report.without.items():
+            left = metrics[f"recall@{k}"]
+            add(f"without {name}", metrics, f"{(whole - left) / whole:.1%}" if whole else "")
+    return rows
+
+
+def _overlap_table(report: Report) -> Any:
+    names = list(report.channels)
+    columns = [(f"also in {name}", "right") for name in names]
+    rows = console.table(
+        "",
+        ("candidates", "right"),
+        *columns,
+        ("hits of its own", "right"),
+        title="What channels have in common",
+    )
+    for name in names:
+        shares = ["" if other == name else f"{report.overlap[name][other]:.1%}" for other in names]
+        found = f"{report.channels[name]['candidates']:.1f}"
+        rows.add_row(name, found, *shares, f"{report.unique_share[name]:.1%}")
+    return rows

@@ -1,0 +1,96 @@
+"""Selecting the best: (score, row) as one integer, and the k largest of many, compiled."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+
+@njit(nogil=True, cache=True, inline="always")
+def sort_key(score_bits, row):  # type: ignore[no-untyped-def]
+    """Fold (score descending, row ascending) into one integer, larger is better: ties need no second compare."""
+    if score_bits & np.uint32(0x80000000):
+        ordered = np.uint32(~score_bits)
+    else:
+        ordered = np.uint32(score_bits | np.uint32(0x80000000))
+    return (np.uint64(ordered) << np.uint64(32)) | np.uint64(np.uint32(0xFFFFFFFF) - np.uint32(row))
+
+
+@njit(nogil=True, cache=True, inline="always")
+def row_of(key):  # type: ignore[no-untyped-def]
+    """Return the row in a key."""
+    return np.int32(np.uint32(0xFFFFFFFF) - np.uint32(key & np.uint64(0xFFFFFFFF)))
+
+
+@njit(nogil=True, cache=True)
+def select_top(keys, n, take):  # type: ignore[no-untyped-def]
+    """Move the `take` largest of keys[:n] to the front (Hoare's quickselect, median of three)."""
+    left = 0
+    right = n - 1
+    while left < right:
+        middle = (left + right) // 2
+        a, b, c = keys[left], keys[middle], keys[right]
+        pivot = max(min(a, b), min(max(a, b), c))
+        i = left
+        j = right
+        while i <= j:
+            while keys[i] > pivot:
+                i += 1
+            while keys[j] < pivot:
+                j -= 1
+            if i <= j:
+                keys[i], keys[j] = keys[j], keys[i]
+                i += 1
+                j -= 1
+        if take - 1 <= j:
+            right = j
+        elif take - 1 >= i:
+            left = i
+        else:
+            return
+
+
+@njit(nogil=True, cache=True, inline="always")
+def offer(keys, count, keep, worst, key):  # type: ignore[no-untyped-def]
+    """Take a key into a buffer that keeps the `keep` largest.
+
+    The buffer is cut back whenever it is full, so a key costs a compare and now and then its share of a selection,
+    where a heap would cost a walk.
+
+    Args:
+        keys: uint64[more than keep], the buffer.
+        count: how many keys are in it.
+        keep: how many matter.
+        worst: the least key that still matters; 0 at the beginning.
+        key: the one offered.
+
+    Returns:
+        The new count and the new worst.
+    """
+    if key > worst:
+        keys[count] = key
+        count += 1
+        if count == keys.size:
+            select_top(keys, count, keep)
+            count = keep
+            worst = keys[keep - 1]
+    return count, worst
+
+
+@njit(nogil=True, cache=True)
+def drain(keys, count, keep, rows, scores, start):  # type: ignore[no-untyped-def]
+    """Write the buffer's `keep` largest, best first, to rows[start:] and scores[start:]; scores are not negative.
+
+    Returns:
+        Where the next list begins.
+    """
+    take = min(count, keep)
+    if take < count:
+        select_top(keys, count, take)
+    best = np.sort(keys[:take])
+    score_bits = scores.view(np.uint32)
+    for i in range(take):
+        key = best[take - 1 - i]
+        rows[start + i] = row_of(key)
+        score_bits[start + i] = np.uint32(key >> np.uint64(32)) & np.uint32(0x7FFFFFFF)
+    return start + take
