@@ -1,8 +1,8 @@
 """UserCF: users are similar when they like the same items, the more so the less popular the items are.
 
 Source: the recommender course (Wang Shusen, user-based collaborative filtering): sim(u, v) = sum over the items l
-that both like of 1 / log(1 + n_l), divided by sqrt(|J_u| |J_v|), n_l how many users like l; online, top-k similar users x their
-last-n items, scores of an item reached twice add up, the best 100 are returned.
+that both like of 1 / log(1 + n_l), divided by sqrt(|J_u| |J_v|), n_l how many users like l; online, top-k similar users
+x their last-n items, scores of an item reached twice add up, the best 100 are returned.
 """
 
 from __future__ import annotations

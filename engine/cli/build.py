@@ -126,7 +126,7 @@ def show_build(report: BuildReport) -> None:
     )
 
 
-def channel_names(config: Config, text: str, flag: str = "--channels") -> list[str]:
+def channel_names(config: Config, text: str) -> list[str]:
     """Return the channels of a comma-separated list.
 
     Raises:
@@ -137,5 +137,5 @@ def channel_names(config: Config, text: str, flag: str = "--channels") -> list[s
         if name not in config.channels:
             raise ConfigError(f"no channel is called {name!r}; known: {', '.join(config.channels)}", flag)
     if not names:
-        raise ConfigError("names no channel", flag)
+        raise ConfigError("names no channel", "--channels")
     return names

@@ -29,7 +29,6 @@ from engine.cli.measuring import (
 from engine.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from engine.config import Config
     from engine.offline.evaluate import Report
     from engine.offline.protocols import Part
 
@@ -76,9 +75,10 @@ def evaluate(
     from engine.offline.evaluate import evaluate
 
     loaded = configured(config, params)
-    loaded = with_merge(loaded, scene, merge, weights, rank_constant)
-    asked = loaded.scenes[scene]
-    names = list(asked.quotas) if channels is None else channel_names(loaded, channels)
+    base = scene_named(loaded, scene)
+    names = list(base.quotas) if channels is None else channel_names(loaded, channels)
+    asked = base.model_copy(update=merge_settings(names, merge, weights, rank_constant))
+    loaded = loaded.model_copy(update={"scenes": {**loaded.scenes, scene: asked}})
     cuts = counts(at, "--at")
     chosen = part_of(part)
     with console.BuildProgress() as progress:
@@ -96,39 +96,42 @@ def evaluate(
         show_report(report, cuts)
 
 
-def with_merge(
-    config: Config, scene: str, merge: str | None, weights: str | None, rank_constant: str | None
-) -> Config:
-    """Return the configuration with a scene's merge settings replaced by those that were given.
+def merge_settings(
+    channels: Sequence[str], merge: str | None, weights: str | None, rank_constant: str | None
+) -> dict[str, Any]:
+    """Return those settings of a scene that were given on the command line.
 
     Raises:
-        ConfigError: no such scene, mode or channel, or a number that is none or not above 0.
+        ConfigError: no such mode, a weight of a channel that is not merged, or a number that is not above 0.
     """
     from engine.core.merge import MergeMode
 
-    changes: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if merge is not None:
         if merge.upper() not in MergeMode.__members__:
             known = ", ".join(mode.name.lower() for mode in MergeMode)
             raise ConfigError(f"expected one of {known}, got {merge!r}", "--merge")
-        changes["merge"] = MergeMode[merge.upper()]
+        settings["merge"] = MergeMode[merge.upper()]
     if weights is not None:
-        pairs = [pair.partition("=")[::2] for pair in weights.split(",") if pair.strip()]
-        changes["weights"] = {
-            channel_names(config, name, "--weights")[0]: positive(value, "--weights") for name, value in pairs
-        }
+        settings["weights"] = {}
+        for pair in weights.split(","):
+            name, _, value = (part.strip() for part in pair.partition("="))
+            if name not in channels:
+                raise ConfigError(f"expected one of {', '.join(channels)}, got {name!r}", "--weights")
+            settings["weights"][name] = positive(value, f"--weights {name}")
     if rank_constant is not None:
-        changes["rank_constant"] = positive(rank_constant, "--rank-constant")
-    changed = scene_named(config, scene).model_copy(update=changes)
-    return config.model_copy(update={"scenes": {**config.scenes, scene: changed}})
+        settings["rank_constant"] = positive(rank_constant, "--rank-constant")
+    return settings
 
 
 def part_of(text: str) -> Part:
     """Return the part of that name; ConfigError if it is none."""
-    for part in ("test", "validation"):
+    from engine.offline.protocols import PARTS
+
+    for part in PARTS:
         if part == text:
-            return part  # type: ignore[return-value]
-    raise ConfigError(f"expected test or validation, got {text!r}", "--part")
+            return part
+    raise ConfigError(f"expected {' or '.join(PARTS)}, got {text!r}", "--part")
 
 
 def show_report(report: Report, cuts: Sequence[int]) -> None:

@@ -26,6 +26,7 @@ from engine.data.form import SPLITS
 Protocol = Literal["fixed-split", "leave-one-out", "temporal"]
 PROTOCOLS: tuple[Protocol, ...] = ("fixed-split", "leave-one-out", "temporal")
 Part = Literal["validation", "test"]
+PARTS: tuple[Part, ...] = ("validation", "test")
 
 TEMPORAL_SHARE = 0.1
 VALIDATION_SHARE = 0.1

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from engine.config import Config
 from engine.core.channel import Progress, SilentProgress
@@ -20,11 +23,18 @@ from engine.offline.evaluate import World, restricted, scene_of
 from engine.offline.metrics import ranking_metrics
 from engine.offline.protocols import Protocol, cut
 
+Values: TypeAlias = dict[str, Any]
+"""Options of a channel: name -> value."""
+
 USERS = 6_000
 """Validation users asked per trial: the spread of a mean over so many is far below what options change."""
 
 SEED = 7
 STARTUP_SHARE = 0.25
+"""Share of the trials that are drawn at random before the sampler begins to learn."""
+
+IMPORTANCE_TRIALS = 10
+"""With fewer, what mattered is a guess."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +44,16 @@ class Tuned:
     Attributes:
         best: the metric of the best options, on validation.
         default: the metric of the options it began with.
-        options: the best options that were searched.
+        options: the options that were searched, at their best; those it began with where nothing was better.
+        before: the same options as they were when it began.
         importance: how much of the metric's variation each option explains, largest first; empty for few trials.
         trials: how many were run.
     """
 
     best: float
     default: float
-    options: dict[str, int | float | str]
+    options: Values
+    before: Values
     importance: dict[str, float]
     trials: int
 
@@ -56,7 +68,8 @@ def tune(
     progress: Progress,
     scene: str = "default",
     threads: int | None = None,
-) -> dict[str, Tuned]:
+    seed: int = SEED,
+) -> Iterator[tuple[str, Tuned]]:
     """Search each channel's options with a tree-structured Parzen estimator (Optuna's, seeded).
 
     Args:
@@ -69,64 +82,93 @@ def tune(
         progress: told of each trial.
         scene: whose merge settings are used.
         threads: cores to use; None for all.
+        seed: of the sampler; the same seed finds the same options.
+
+    Yields:
+        Each channel with what was found for it, once its search has ended, so that an interruption loses one only.
 
     Raises:
         ConfigError: an unknown channel or metric, a channel without declared options, or Optuna is not installed.
         DatasetError: the data lacks what the protocol needs.
     """
     optuna = _optuna()
-    name, _, depth = metric.partition("@")
-    if name not in ("recall", "ndcg", "hit", "coverage") or not depth.isdigit() or int(depth) < 1:
-        raise ConfigError(f"expected recall@K, ndcg@K, hit@K or coverage@K, got {metric!r}", "metric")
+    k = depth_of(metric)
     if scene not in config.scenes:
         raise ConfigError(f"no scene is called {scene!r}; known: {', '.join(config.scenes)}", "scene")
-    searched: dict[str, dict[str, Tune]] = {}
-    for channel in channels:
-        if channel not in config.channels:
-            raise ConfigError(
-                f"no channel is called {channel!r}; declared: {', '.join(config.channels)}", "channels"
-            )
-        searched[channel] = tunable(type(config.channels[channel]))
-        if not searched[channel]:
-            raise ConfigError("declares no options to tune", f"channels.{channel}")
+    searched = {channel: _searched(config, channel) for channel in channels}
     threads = threads or usable_cores()
-    k = int(depth)
+    progress.start("reading", 1)
     catalogue = Catalogue.from_dataset(dataset)
-    split = cut(config, EventLog.read(dataset, catalogue), protocol, "validation")
-    split = restricted(split, USERS)
+    split = restricted(cut(config, EventLog.read(dataset, catalogue), protocol, "validation"), USERS)
+    progress.advance()
 
-    def measure(changed: Config, channel: str) -> float:
+    def measure(channel: str, values: Values) -> float:
+        changed = config.with_channel_options({channel: values})
         world = World.in_memory(changed, catalogue, split, [channel], SilentProgress(), threads)
         lists = world.lists(scene_of(config.scenes[scene], [channel], k), split.users, k, threads)
+        progress.advance()
         return ranking_metrics(lists, split.truth, len(catalogue.items), [k])[metric]
 
-    found: dict[str, Tuned] = {}
-    for channel, options in searched.items():
+    for channel, marks in searched.items():
         progress.start(f"tuning {channel}", trials)
-        sampler = optuna.samplers.TPESampler(
-            seed=SEED, multivariate=True, n_startup_trials=max(5, int(trials * STARTUP_SHARE))
-        )
-        study = optuna.create_study(direction="maximize", sampler=sampler)
         current = config.channels[channel].model_dump()
-        study.enqueue_trial({option: _clipped(current[option], mark) for option, mark in options.items()})
+        before = {option: current[option] for option in marks}
+        inside = {option: _clipped(value, marks[option]) for option, value in before.items()}
+        # A value outside the range searched cannot be a trial, but it is where the search begins all the same.
+        default = measure(channel, {}) if inside != before else None
+        with _quiet(optuna):
+            startup = max(5, int(trials * STARTUP_SHARE))
+            sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=startup)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        study.enqueue_trial(inside)
 
-        def objective(trial: Any, channel: str = channel, options: dict[str, Tune] = options) -> float:
-            values = {
-                option: _suggest(trial, option, mark, channel, config) for option, mark in options.items()
-            }
-            value = measure(config.with_channel_options({channel: values}), channel)
-            progress.advance()
-            return value
+        def objective(trial: Any, channel: str = channel, marks: dict[str, Tune] = marks) -> float:
+            fields = type(config.channels[channel]).model_fields
+            return measure(
+                channel,
+                {name: _suggest(trial, name, mark, fields[name].annotation) for name, mark in marks.items()},
+            )
 
-        study.optimize(objective, n_trials=trials)
-        found[channel] = Tuned(
-            best=float(study.best_value),
-            default=float(study.trials[0].value),
-            options=dict(study.best_params),
-            importance=_importance(optuna, study),
-            trials=len(study.trials),
-        )
-    return found
+        study.optimize(objective, n_trials=trials if default is None else trials - 1)
+        yield channel, _tuned(optuna, study, before, default)
+
+
+def depth_of(metric: str) -> int:
+    """Return the K of a metric like recall@20; ConfigError if it is no metric."""
+    name, _, depth = metric.partition("@")
+    whole = depth.isascii() and depth.isdecimal() and len(depth) <= 6 and 1 <= int(depth) <= 100_000
+    if name not in ("recall", "ndcg", "hit", "coverage") or not whole:
+        raise ConfigError(f"expected recall@K, ndcg@K, hit@K or coverage@K, got {metric!r}", "metric")
+    return int(depth)
+
+
+def write_params(path: Path, found: Mapping[str, Tuned], comment: str, start: Mapping[str, Values]) -> None:
+    """Write options as TOML, one table per channel: what `build`, `eval` and `tune` itself take as --params.
+
+    Args:
+        path: the file; one that is there is replaced once the new one is whole.
+        found: per channel what was found.
+        comment: goes to the top.
+        start: what the search was given as parameters; what it did not change of these stays.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    lines = [f"# {line}" for line in comment.splitlines()]
+    for channel in dict.fromkeys((*start, *found)):
+        words = ""
+        if channel in found:
+            words = f"  # {found[channel].best:.4f} on validation, {found[channel].default:.4f} before"
+        values = {**start.get(channel, {}), **(found[channel].options if channel in found else {})}
+        lines += ["", f"[{channel}]{words}"]
+        # For strings, numbers, truth values and lists of them, JSON and TOML are the same.
+        lines += [f"{option} = {json.dumps(value)}" for option, value in values.items()]
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise ConfigError(f"cannot be written: {error.strerror}", str(path)) from error
 
 
 def _optuna() -> Any:
@@ -138,10 +180,28 @@ def _optuna() -> Any:
     return optuna
 
 
-def _suggest(trial: Any, option: str, mark: Tune, channel: str, config: Config) -> int | float | str:
+@contextmanager
+def _quiet(optuna: Any) -> Iterator[None]:
+    """Keep back that some of Optuna's parts are experimental: which are differs by version, and none is our user's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def _searched(config: Config, channel: str) -> dict[str, Tune]:
+    if channel not in config.channels:
+        raise ConfigError(
+            f"no channel is called {channel!r}; declared: {', '.join(config.channels)}", "channels"
+        )
+    marks = tunable(type(config.channels[channel]))
+    if not marks:
+        raise ConfigError("declares no options to tune", f"channels.{channel}")
+    return marks
+
+
+def _suggest(trial: Any, option: str, mark: Tune, kind: Any) -> int | float | str:
     if mark.choices:
         return str(trial.suggest_categorical(option, mark.choices))
-    kind = type(config.channels[channel]).model_fields[option].annotation
     if kind is int:
         return int(trial.suggest_int(option, int(mark.low), int(mark.high), log=mark.log))
     return float(trial.suggest_float(option, mark.low, mark.high, log=mark.log))
@@ -149,24 +209,24 @@ def _suggest(trial: Any, option: str, mark: Tune, channel: str, config: Config) 
 
 def _clipped(value: Any, mark: Tune) -> Any:
     if mark.choices:
-        return value
+        return value if value in mark.choices else mark.choices[0]
     return type(value)(min(max(value, mark.low), mark.high))
 
 
+def _tuned(optuna: Any, study: Any, before: Values, default: float | None) -> Tuned:
+    measured = len(study.trials) + (default is not None)
+    if default is None:
+        default = float(study.trials[0].value)
+    best = float(study.best_value) if study.trials else default
+    # Of two that are equally good, what is there already.
+    options = dict(study.best_params) if best > default else before
+    return Tuned(max(best, default), default, options, before, _importance(optuna, study), measured)
+
+
 def _importance(optuna: Any, study: Any) -> dict[str, float]:
-    if len(study.trials) < 10 or len({trial.value for trial in study.trials}) < 2:
+    if len(study.trials) < IMPORTANCE_TRIALS or len({trial.value for trial in study.trials}) < 2:
         return {}
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    return {
-        name: float(value)
-        for name, value in optuna.importance.get_param_importances(study, evaluator=evaluator).items()
-    }
-
-
-def write_params(path: Path, found: dict[str, Tuned], comment: str) -> None:
-    """Write the best options as TOML, one table per channel: what `build` and `eval` take as --params."""
-    lines = [f"# {line}" for line in comment.splitlines()]
-    for channel, tuned in found.items():
-        lines += ["", f"[{channel}]  # {tuned.best:.4f} on validation, {tuned.default:.4f} before"]
-        lines += [f"{option} = {json.dumps(value)}" for option, value in tuned.options.items()]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with _quiet(optuna):
+        evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+        shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    return {name: float(share) for name, share in shares.items()}

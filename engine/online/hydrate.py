@@ -20,7 +20,8 @@ class Hydrated:
 
     Attributes:
         batch: the batch.
-        unknown_recent, unknown_excluded: int32[n], counts per query.
+        unknown_recent: int32[n], items per query that the catalogue does not know or whose event has no points.
+        unknown_excluded: int32[n], items per query that the catalogue does not know.
     """
 
     batch: QueryBatch
@@ -93,7 +94,7 @@ class Hydrator:
             rows, weights, times = stored.rows[mine], stored.weights[mine], stored.timestamps[mine]
             if request.recent is not None:
                 given = self._item_index.rows(request.recent.ids)
-                unknown[q] = np.count_nonzero(given < 0)
+                unknown[q] = np.count_nonzero(given < 0) + request.recent.passed_over
                 rows, weights, times = combine(given, request.recent, rows, weights, times)
             parts.append((rows, weights, times))
         offsets = np.zeros(len(parts) + 1, np.int64)

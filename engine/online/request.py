@@ -19,6 +19,7 @@ class RecentItems:
         timestamps: int64[m], seconds since the epoch.
         kinds: int64[m], a number per event kind, so that the same event given twice counts once.
         override: replaces the stored history instead of standing in front of it.
+        passed_over: how many more were given whose event has no points.
     """
 
     ids: AnyArray
@@ -26,6 +27,7 @@ class RecentItems:
     timestamps: Int64Array
     kinds: Int64Array
     override: bool
+    passed_over: int = 0
 
 
 @dataclass(frozen=True, slots=True)

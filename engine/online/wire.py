@@ -168,6 +168,7 @@ def _recent(
         timestamps=np.array(times, np.int64),
         kinds=np.array(numbers, np.int64),
         override=override,
+        passed_over=len(items) - len(ids),
     )
 
 
