@@ -17,6 +17,7 @@ from engine.data.columns import TextColumn
 from engine.data.ids import IdIndex
 from engine.data.snapshot import SnapshotStore
 from engine.offline.build import Source, build_components
+from engine.offline.cache import remember
 from engine.offline.evaluate import scene_of
 from engine.offline.synthetic import synthetic_interactions
 from engine.online.pipeline import Pipeline
@@ -25,6 +26,8 @@ from engine.online.request import Request
 
 EVENTS_PER_USER = 60
 USERS_PER_ITEM = 0.2
+KEEP = 2
+"""Worlds that stay in the store: one of a million items takes gigabytes."""
 
 
 def bench_pipeline(
@@ -50,6 +53,7 @@ def bench_pipeline(
         requests: per repetition and batch size.
     """
     pipeline, users = _world(config, channels, items, limit, store, progress)
+    progress.start("requests", 2 * (repetitions + 1))
     rng = np.random.default_rng(5)
     report = circumstances() | {
         "items": items,
@@ -78,6 +82,7 @@ def bench_pipeline(
                 cpu.append(spent / done * 1e6)
                 for name, total in sums.items():
                     parts.setdefault(name, []).append(total / done)
+            progress.advance()
         report |= spread(f"batch{size}_us", cpu, 1)
         report[f"batch{size}_parts_us"] = {
             name: round(float(np.median(values)), 1) for name, values in parts.items()
@@ -104,9 +109,11 @@ def _world(
         tags={},
         skipped=(),
     )
-    source = Source(catalogue, liked, int(liked.timestamps.max()), f"synthetic.{users}.{items}", {})
+    key = f"synthetic.{users}.{items}.{EVENTS_PER_USER}"
+    source = Source(catalogue, liked, int(liked.timestamps.max()), key, {})
     fallback = [name for name in config.scenes["default"].fallback if name not in channels]
     versions = build_components(config, source, store, progress, [*channels, *fallback])
+    remember(store, versions, KEEP)
     scene = scene_of(config.scenes["default"], channels, limit, fallback)
     scene = scene.model_copy(update={"filters": config.scenes["default"].filters})
     config = config.model_copy(update={"scenes": {"default": scene}})

@@ -16,7 +16,7 @@ from engine.offline.build import usable_cores
 
 
 def circumstances() -> dict[str, Any]:
-    """Return machine, cpus, date and commit ("" outside a checkout) of this run."""
+    """Return machine, cpus, date, commit ("" outside a checkout, "-dirty" with changes) and version of this run."""
     return {
         "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
         "cpus": usable_cores(),
@@ -46,15 +46,13 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    folder = Path(__file__).resolve().parent
+    root = Path(__file__).resolve().parents[2]
+    # Where the package lies in site-packages, a repository around it is somebody else's.
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", os.fspath(root), "describe", "--always", "--dirty", "--exclude", "*"]
     try:
-        done = subprocess.run(
-            ["git", "-C", os.fspath(folder), "rev-parse", "--short", "HEAD"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
-    except OSError:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -135,7 +135,9 @@ def channel_names(config: Config, text: str) -> list[str]:
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
         if name not in config.channels:
-            raise ConfigError(f"no channel is called {name!r}; known: {', '.join(config.channels)}", flag)
+            raise ConfigError(
+                f"no channel is called {name!r}; known: {', '.join(config.channels)}", "--channels"
+            )
     if not names:
         raise ConfigError("names no channel", "--channels")
     return names

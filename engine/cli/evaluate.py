@@ -154,11 +154,11 @@ def show_report(report: Report, cuts: Sequence[int]) -> None:
 
 
 def _metrics_table(report: Report, k: int) -> Any:
-    names = [(name, "right") for name in _METRICS]
-    rows = console.table("", *names, ("recall lost", "right"), title=f"The first {k}")
+    names = [*_METRICS, *(["recall lost"] if report.without else [])]
+    rows = console.table("", *((name, "right") for name in names), title=f"The first {k}")
 
-    def add(label: str, metrics: Metrics, lost: str = "") -> None:
-        rows.add_row(label, *(f"{metrics[f'{name}@{k}']:.4f}" for name in _METRICS), lost)
+    def add(label: str, metrics: Metrics, *lost: str) -> None:
+        rows.add_row(label, *(f"{metrics[f'{name}@{k}']:.4f}" for name in _METRICS), *lost)
 
     for name, metrics in report.channels.items():
         add(name, metrics)

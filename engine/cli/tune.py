@@ -71,15 +71,15 @@ def tune(
             dataset = Dataset.open(directory)
             progress.advance()
             way = protocol_of(dataset, protocol)
-            for channel, tuned in tune(
-                loaded, dataset, way, names, metric, trials, progress, scene, threads, seed
-            ):
-                found[channel] = tuned
+            # One by one, so that an interruption loses the search under way and nothing else.
+            found.update(tune(loaded, dataset, way, names, metric, trials, progress, scene, threads, seed))
     except KeyboardInterrupt:
         if not found:
             raise
         interrupted = True
-    comment = f"found by `recall tune`: {metric}, {way}, {console.counted(trials, 'trial')} a channel, seed {seed}"
+    comment = (
+        f"found by `recall tune`: {metric}, {way}, {console.counted(trials, 'trial')} a channel, seed {seed}"
+    )
     write_params(out, found, comment, start)
     if interrupted:
         # A search cut short would be no answer to what was asked: the file is kept, the object is not printed.
@@ -92,7 +92,9 @@ def tune(
         return
     for channel, tuned in found.items():
         show_tuned(channel, metric, tuned)
-    console.output().print(f"Written to {out}; `recall eval {directory} --params {out}` measures it.", soft_wrap=True)
+    console.output().print(
+        f"Written to {out}; `recall eval {directory} --params {out}` measures it.", soft_wrap=True
+    )
 
 
 def check_writable(path: Path) -> None:
@@ -109,13 +111,14 @@ def check_writable(path: Path) -> None:
 
 def show_tuned(channel: str, metric: str, tuned: Tuned) -> None:
     """Print what was found for one channel, the options that mattered most first."""
-    title = f"{channel}: {metric} {tuned.best:.4f} on validation, {tuned.default:.4f} before"
-    rows = console.table("option", ("before", "right"), ("best", "right"), ("mattered", "right"), title=title)
+    rows = console.table("option", ("before", "right"), ("best", "right"), ("mattered", "right"))
     for name in sorted(tuned.options, key=lambda each: -tuned.importance.get(each, 0.0)):
         share = f"{tuned.importance[name]:.1%}" if name in tuned.importance else ""
         rows.add_row(name, _words(tuned.before[name]), _words(tuned.options[name]), share)
-    console.output().print(rows)
-    console.output().print()
+    out = console.output()
+    out.print(f"{channel}: {metric} {tuned.best:.4f} on validation, {tuned.default:.4f} before", style="bold")
+    out.print(rows)
+    out.print()
 
 
 def _words(value: Any) -> str:

@@ -107,6 +107,13 @@ class IdIndex:
         _find_strings(_cells(self._values), self._table, offsets, data, rows)
         return rows
 
+    def encoded(self, rows: Int32Array) -> AnyArray:
+        """Return ids as they go on the wire: int64[n], or for strings uint8[n, width], UTF-8 ended by zeros."""
+        taken = self._values[rows]
+        if self.kind == "int64":
+            return taken
+        return taken.view(np.uint8).reshape(taken.size, taken.dtype.itemsize)
+
     def ids(self, rows: Int32Array) -> AnyArray:
         """Return the external ids of some rows, each in [0, len): int64[n], or str_[n]."""
         taken = self._values[rows]

@@ -214,13 +214,15 @@ def _clipped(value: Any, mark: Tune) -> Any:
 
 
 def _tuned(optuna: Any, study: Any, before: Values, default: float | None) -> Tuned:
-    measured = len(study.trials) + (default is not None)
+    # One that waits was put first, and not reached where the default alone used up the trials.
+    values = [float(trial.value) for trial in study.trials if trial.value is not None]
+    measured = len(values) + (default is not None)
     if default is None:
-        default = float(study.trials[0].value)
-    best = float(study.best_value) if study.trials else default
+        default = values[0]
+    best = max([default, *values])
     # Of two that are equally good, what is there already.
     options = dict(study.best_params) if best > default else before
-    return Tuned(max(best, default), default, options, before, _importance(optuna, study), measured)
+    return Tuned(best, default, options, before, _importance(optuna, study), measured)
 
 
 def _importance(optuna: Any, study: Any) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from recall.v1 import recall_pb2 as pb
@@ -10,6 +10,7 @@ from recall.v1 import recall_pb2 as pb
 from engine.core.candidates import ChannelStatus, TriggerKind
 from engine.core.types import Int32Array
 from engine.data.ids import IdIndex
+from engine.online.candidate_bytes import TRIGGER_ID, TRIGGER_KEY, Ids, UInt8Array, candidate_bytes
 
 if TYPE_CHECKING:
     from engine.online.pipeline import Pipeline, Run
@@ -33,15 +34,15 @@ class ResponseEncoder:
         self._filters = pipeline.filter_names
         self._trigger_kinds = [channel.trigger_kind for channel in pipeline.channels]
         merged = run.merged
-        self._offsets = merged.offsets.tolist()
-        self._ids = self._items.ids(merged.rows).tolist()
-        self._scores = merged.scores.tolist()
-        self._proposal_offsets = merged.proposal_offsets.tolist()
-        self._proposal_channels = merged.proposal_channels.tolist()
-        self._proposal_ranks = merged.proposal_ranks.tolist()
-        self._proposal_scores = run.columns.scores[merged.proposal_sources].tolist()
-        self._triggers = self._external_triggers(replica.catalogue.users)
-        self._item_field = _field("item", self._items)
+        triggers, forms = self._external_triggers(replica.catalogue.users)
+        self._candidates, self._offsets = candidate_bytes(
+            merged,
+            Ids.of(self._items.encoded(merged.rows)),
+            run.columns.scores[merged.proposal_sources],
+            triggers,
+            forms,
+            self._channels,
+        )
         batch = len(run.requests)
         self._microseconds = (run.channel_us / batch).astype(np.int64).tolist()
         # Messages written one behind the other are one message: what never differs is written once.
@@ -57,7 +58,6 @@ class ResponseEncoder:
             debug: adds DebugInfo.
         """
         response = pb.RecallResponse(request_id=request_id)
-        self._add_candidates(response, q)
         self._add_reports(response, q)
         hydrated, request = self._run.hydrated, self._run.requests[q]
         response.unknown.user = request.user_id is not None and bool(hydrated.batch.users[q] < 0)
@@ -65,17 +65,8 @@ class ResponseEncoder:
         response.unknown.exclude_items = int(hydrated.unknown_excluded[q])
         if debug:
             self._add_debug(response, q)
-        return response.SerializeToString() + self._constant
-
-    def _add_candidates(self, response: pb.RecallResponse, q: int) -> None:
-        names, item_field = self._channels, self._item_field
-        channels, ranks = self._proposal_channels, self._proposal_ranks
-        scores, triggers = self._proposal_scores, self._triggers
-        for i in range(self._offsets[q], self._offsets[q + 1]):
-            candidate = response.candidates.add(score=self._scores[i], **{item_field: self._ids[i]})
-            add = candidate.proposals.add
-            for p in range(self._proposal_offsets[i], self._proposal_offsets[i + 1]):
-                add(channel=names[channels[p]], rank=ranks[p], score=scores[p], **triggers[p])
+        candidates = self._candidates[self._offsets[q] : self._offsets[q + 1]].tobytes()
+        return b"".join((response.SerializeToString(), candidates, self._constant))
 
     def _add_reports(self, response: pb.RecallResponse, q: int) -> None:
         run = self._run
@@ -104,23 +95,28 @@ class ResponseEncoder:
         ids = self._items.ids(history.rows[history.offsets[q] : history.offsets[q + 1]]).tolist()
         getattr(debug, "history_item_ids" if self._items.kind == "int64" else "history_item_keys").extend(ids)
 
-    def _external_triggers(self, users: IdIndex) -> list[dict[str, Any]]:
-        """The trigger field of each proposal; empty where nothing particular caused it."""
+    def _external_triggers(self, users: IdIndex) -> tuple[Ids, UInt8Array]:
+        """Return the trigger of each proposal, and in which form it has one."""
         run = self._run
         rows: Int32Array = run.columns.triggers[run.merged.proposal_sources]
-        fields: list[dict[str, Any]] = [{}] * rows.size
+        numbers = rows.astype(np.int64)
+        keys = np.zeros((rows.size, 0), np.uint8)
+        forms = np.zeros(rows.size, np.uint8)
         for c, kind in enumerate(self._trigger_kinds):
             at = np.flatnonzero((run.merged.proposal_channels == c) & (rows >= 0))
             if not at.size or kind is TriggerKind.NONE:
                 continue
             index = {TriggerKind.ITEM: self._items, TriggerKind.USER: users}.get(kind)
-            # Rows of the other kinds mean something inside their channel alone: the number itself names them.
-            name = "trigger_id" if index is None else _field("trigger", index)
-            values = (rows[at] if index is None else index.ids(rows[at])).tolist()
-            for p, value in zip(at.tolist(), values, strict=True):
-                fields[p] = {name: value}
-        return fields
-
-
-def _field(what: str, index: IdIndex) -> str:
-    return f"{what}_id" if index.kind == "int64" else f"{what}_key"
+            if index is None:
+                # Rows of the other kinds mean something inside their channel alone: the number itself names them.
+                forms[at] = TRIGGER_ID
+            elif index.kind == "int64":
+                numbers[at] = index.encoded(rows[at])
+                forms[at] = TRIGGER_ID
+            else:
+                own = index.encoded(rows[at])
+                if own.shape[1] > keys.shape[1]:
+                    keys = np.pad(keys, ((0, 0), (0, own.shape[1] - keys.shape[1])))
+                keys[at, : own.shape[1]] = own
+                forms[at] = TRIGGER_KEY
+        return Ids(numbers, keys), forms

@@ -163,7 +163,7 @@ class Pipeline:
                 if quota == 0:
                     off.append((c, q))
         # As deep as the answer is long, so that each channel can backfill what the others leave over.
-        depth = np.maximum(run.quotas[: self._first_fallback], run.limits + self._overfetch(run.batch))
+        depth = np.maximum(run.quotas[: self._first_fallback], run.limits) + self._overfetch(run.batch)
         for c, q in off:
             if c < self._first_fallback:
                 depth[c, q] = 0

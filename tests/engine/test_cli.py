@@ -106,7 +106,7 @@ def test_version_and_help(recall: Recall) -> None:
     assert recall("--version") == (0, f"recall {__version__}\n", "")
     code, out, _ = recall("--help")
     assert code == 0
-    for command in ("demo", "build", "serve", "query", "check", "data", "releases"):
+    for command in ("demo", "build", "serve", "query", "check", "eval", "tune", "bench", "data", "releases"):
         assert re.search(rf"\b{command}\b", out)
         assert recall(command, "--help")[0] == 0
 
@@ -488,6 +488,7 @@ def test_sizes_and_durations_read_well() -> None:
 
 
 def test_the_cache_folder_is_the_platforms(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RECALL_CACHE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setattr("sys.platform", "linux")
@@ -496,3 +497,5 @@ def test_the_cache_folder_is_the_platforms(monkeypatch: pytest.MonkeyPatch, tmp_
     assert console.cache_folder() == tmp_path / ".cache" / "recall-engine"
     monkeypatch.setattr("sys.platform", "darwin")
     assert console.cache_folder() == tmp_path / "Library" / "Caches" / "recall-engine"
+    monkeypatch.setenv("RECALL_CACHE", str(tmp_path / "mine"))
+    assert console.cache_folder() == tmp_path / "mine"

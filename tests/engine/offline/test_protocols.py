@@ -43,7 +43,9 @@ def liked(events):
 def plain(events, protocol, part):
     """User -> (known, truth): the cut, one user at a time."""
     if protocol == "fixed-split":
-        known_names, truth_names = (("train", "tune"), ("test",)) if part == "test" else (("train",), ("tune",))
+        known_names, truth_names = (
+            (("train", "tune"), ("test",)) if part == "test" else (("train",), ("tune",))
+        )
         known = liked([event for event in events if event[4] in known_names])
         truth = liked([event for event in events if event[4] in truth_names])
     elif protocol == "leave-one-out":
@@ -228,7 +230,7 @@ def test_points_and_times_of_what_is_held_out_do_not_shine_through():
 
 
 def test_cuts_have_names_of_their_own():
-    log = log_of([*TIMED, (0, 3, "click", 90, "test")], 4, 6, split=True)
+    log = log_of([*TIMED, (0, 3, "click", 99, "test")], 4, 6, split=True)
     keys = {cut(CONFIG, log, protocol, "test").key for protocol in PROTOCOLS}
     keys |= {cut(CONFIG, log, "leave-one-out", "validation").key}
     assert len(keys) == len(PROTOCOLS) + 1

@@ -23,7 +23,7 @@ def test_it_is_of_the_sizes_asked_for(users, items, events):
     assert made.indptr[-1] == made.rows.size == made.weights.size == made.timestamps.size
     assert 0.3 * events < made.entries <= events + users
     assert made.user_counts().min() >= 1
-    assert 0 <= made.rows.min()
+    assert made.rows.min() >= 0
     assert made.rows.max() < items
 
 

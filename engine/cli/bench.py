@@ -1,0 +1,183 @@
+"""`recall bench`: measure this machine. Each command prints a table, or one JSON object with `--json`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from engine import console
+from engine.cli.build import channel_names
+from engine.cli.common import ConfigOption
+from engine.cli.measuring import (
+    CacheOption,
+    JsonOption,
+    ParamsOption,
+    ThreadsOption,
+    configured,
+    counts,
+    print_json,
+)
+from engine.core.errors import ConfigError
+
+NEIGHBOUR_CHANNELS = "itemcf,swing,usercf"
+LARGEST = 1_000_000_000
+"""Of anything that a synthetic data set has."""
+
+ChannelsOption = Annotated[str, typer.Option(help="Channels, with commas between them.")]
+
+app = typer.Typer(help="Measure building and answering on this machine.", no_args_is_help=True)
+
+
+@app.command("build")
+def bench_build(
+    data: Annotated[Path | None, typer.Option(metavar="DIR", help="A data set.")] = None,
+    synthetic: Annotated[
+        str | None, typer.Option(metavar="USERSxITEMSxEVENTS", help="A made-up one, as 30000x40000x800000.")
+    ] = None,
+    channels: ChannelsOption = NEIGHBOUR_CHANNELS,
+    repetitions: Annotated[int, typer.Option(min=1, help="Builds counted of each; they take turns.")] = 5,
+    neighbours: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Neighbours kept in the comparison.")
+    ] = 50,
+    compare: Annotated[
+        bool, typer.Option("--compare/--no-compare", help="Run implicit's CosineRecommender beside ItemCF.")
+    ] = True,
+    params: ParamsOption = None,
+    config: ConfigOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time the builds of channels, beside implicit's, and measure what memory they need."""
+    from engine.bench.build import bench_build, load_likes
+    from engine.offline.synthetic import synthetic_interactions
+
+    loaded = configured(config, params)
+    names = channel_names(loaded, channels)
+    sizes = None if synthetic is None else sizes_of(synthetic)
+    if (data is None) == (sizes is None):
+        raise ConfigError("expected one of --data DIR and --synthetic USERSxITEMSxEVENTS")
+    with console.BuildProgress() as progress:
+        progress.start("reading", 1)
+        liked = load_likes(loaded, data) if data is not None else synthetic_interactions(*sizes or ())
+        progress.advance()
+        report = bench_build(loaded, liked, names, repetitions, neighbours, progress, compare, threads)
+    if as_json:
+        print_json(report)
+        return
+    shown = [f"{name}_s" for name in names]
+    if compare:
+        shown += ["itemcf_cosine_s", "implicit_cosine_s", "itemcf_over_implicit"]
+    _show_spreads(report, shown)
+    if compare:
+        share = report["neighbours_equal_share"]
+        console.output().print(f"{share:.2%} of itemcf's {neighbours} neighbours are implicit's too.")
+    rows = console.table(
+        "MB", *((each, "right") for each in ("input", "output", "added", "promised", "process"))
+    )
+    for name in names:
+        memory = report[f"memory_{name}"]
+        keys = ("input_csr_mb", "output_mb", "added_with_input_mb", "promised_mb", "peak_rss_mb")
+        rows.add_row(name, *(f"{memory[key]:,.1f}" for key in keys))
+    console.output().print()
+    console.output().print(rows)
+    _show_where(report)
+
+
+@app.command("pipeline")
+def bench_pipeline(
+    items: Annotated[int, typer.Option(min=100, max=LARGEST, help="Size of the catalogue.")] = 1_000_000,
+    limit: Annotated[int, typer.Option(min=1, max=5000, help="Candidates asked for.")] = 300,
+    channels: ChannelsOption = NEIGHBOUR_CHANNELS,
+    repetitions: Annotated[int, typer.Option(min=1, help="How often the requests are timed.")] = 7,
+    requests: Annotated[int, typer.Option(min=8, help="Requests per repetition and batch size.")] = 1000,
+    params: ParamsOption = None,
+    config: ConfigOption = None,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time a request in the pipeline, without gRPC: CPU time, alone and in a batch of 8, over a made-up catalogue.
+
+    The catalogue and its channels are kept in a cache and used again.
+    """
+    from engine.bench.pipeline import bench_pipeline
+    from engine.offline.cache import cached_store
+
+    loaded = configured(config, params)
+    names = channel_names(loaded, channels)
+    with console.BuildProgress() as progress:
+        store = cached_store(cache or console.cache_folder() / "worlds", "pipeline")
+        report = bench_pipeline(loaded, names, items, limit, store, progress, repetitions, requests)
+    if as_json:
+        print_json(report)
+        return
+    _show_spreads(report, ["batch1_us", "batch8_us"])
+    rows = console.table("µs per request", ("batch of 1", "right"), ("batch of 8", "right"))
+    for name, alone in report["batch1_parts_us"].items():
+        rows.add_row(name, f"{alone:.1f}", f"{report['batch8_parts_us'][name]:.1f}")
+    console.output().print()
+    console.output().print(rows)
+    _show_where(report)
+
+
+@app.command("scaling")
+def bench_scaling(
+    channel: Annotated[str, typer.Option(help="Which channel.")] = "swing",
+    users: Annotated[int, typer.Option(min=1, max=LARGEST, help="At step 1.")] = 30_000,
+    items: Annotated[int, typer.Option(min=1, max=LARGEST, help="At every step.")] = 40_000,
+    events: Annotated[int, typer.Option(min=1, max=LARGEST, help="At step 1.")] = 800_000,
+    steps: Annotated[str, typer.Option(help="Multiples of users and events.")] = "1,2,4,8",
+    repetitions: Annotated[int, typer.Option(min=1, help="Builds per step.")] = 5,
+    params: ParamsOption = None,
+    config: ConfigOption = None,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time one channel's build while made-up users and events grow together: linear or not."""
+    from engine.bench.build import bench_scaling
+
+    loaded = configured(config, params)
+    (name,) = channel_names(loaded, channel.replace(",", " "))
+    multiples = counts(steps, "--steps", most=10_000)
+    with console.BuildProgress() as progress:
+        report = bench_scaling(loaded, name, users, items, events, multiples, progress, repetitions, threads)
+    if as_json:
+        print_json(report)
+        return
+    names = ("times", "entries", "s", "min", "max", "µs per entry", "over first")
+    rows = console.table(*((each, "right") for each in names), title=f"{name} over {items:,} items")
+    for row in report["curve"]:
+        seconds = (f"{row[key]:.3f}" for key in ("s", "s_min", "s_max"))
+        rows.add_row(
+            str(row["times"]),
+            f"{row['entries']:,}",
+            *seconds,
+            str(row["us_per_entry"]),
+            str(row["over_first"]),
+        )
+    console.output().print(rows)
+    _show_where(report)
+
+
+def sizes_of(text: str) -> tuple[int, int, int]:
+    """Return users, items and events of `30000x40000x800000`; ConfigError if it is not of that form."""
+    parts = text.lower().split("x")
+    if len(parts) != 3:
+        raise ConfigError(f"expected USERSxITEMSxEVENTS, got {text!r}", "--synthetic")
+    users, items, events = (counts(part, "--synthetic", LARGEST)[0] for part in parts)
+    return users, items, events
+
+
+def _show_spreads(report: Mapping[str, Any], names: list[str]) -> None:
+    rows = console.table("", ("median", "right"), ("min", "right"), ("max", "right"))
+    for name in names:
+        rows.add_row(name, *(f"{report[key]:,.3f}" for key in (name, f"{name}_min", f"{name}_max")))
+    console.output().print(rows)
+
+
+def _show_where(report: Mapping[str, Any]) -> None:
+    commit = f", commit {report['commit']}" if report["commit"] else ""
+    words = f"{report['machine']}, {report['cpus']} cores, {report['date']}{commit}"
+    console.output().print(f"\n{words}", style="dim", markup=False)
