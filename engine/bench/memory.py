@@ -54,9 +54,9 @@ def peak_memory(config: Config, liked: Interactions, name: str, threads: int) ->
             "threads": threads,
         }
         Path(folder, "job.json").write_text(json.dumps(job), encoding="utf-8")
-        done = subprocess.run(
-            [sys.executable, "-m", "engine.bench.memory", folder], capture_output=True, text=True, check=False
-        )
+        # -P: a folder called `engine` where the command was given must not stand in for ours.
+        command = [sys.executable, "-P", "-m", "engine.bench.memory", folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise BuildError(f"{name}: measuring its memory ended with status {done.returncode}: {last}")

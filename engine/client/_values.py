@@ -141,7 +141,7 @@ class RecallResult:
 
     Attributes:
         request_id: the request's, or the one that the server made.
-        candidates: best first.
+        candidates: in the order of the merged list; what was backfilled stands behind the rest.
         channels, filters: what each did.
         release: what answered; `snapshots`: the version of each component in it.
         unknown: what the request named that the catalogue does not know.
@@ -159,7 +159,7 @@ class RecallResult:
 
     @property
     def item_ids(self) -> list[Id]:
-        """The candidates' ids, best first."""
+        """The candidates' ids, in the order of the list."""
         return [candidate.id for candidate in self.candidates]
 
 

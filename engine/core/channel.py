@@ -60,7 +60,7 @@ class BuildContext:
     Attributes:
         interactions: the interest matrix.
         item_columns: columns of the catalogue by name (numeric ones as arrays of [items]).
-        now: seconds since the epoch that ages are measured from: the last event's time, never the clock, so that
+        now: seconds since the epoch that ages are measured from: the time of the last like, never the clock, so that
             a build can be repeated.
         sink: where the arrays go.
         progress: whom to tell.

@@ -40,7 +40,8 @@ class Merged:
 
     Attributes:
         offsets: int64[n + 1].
-        rows: int32[m], catalogue rows, best first, each at most once per query.
+        rows: int32[m], catalogue rows in the order of the list, each at most once per query. What was backfilled stands
+            behind what was taken, so scores may rise there.
         scores: float32[m], merge scores.
         proposal_offsets: int64[m + 1]; item i's proposals are [proposal_offsets[i], proposal_offsets[i + 1]).
         proposal_channels: int32[p], channel numbers, rising within an item.

@@ -34,7 +34,8 @@ class Source:
     Attributes:
         catalogue: items, users, authors.
         liked: the interest matrix.
-        now: the last event's time, seconds since the epoch; ages are measured from it.
+        now: the time of the last event that says somebody likes something, seconds since the epoch; ages are measured
+            from it.
         key: names the data: the fingerprint, and the part of it where only a part is used.
         ignored: events that say nothing about interest, by kind.
     """
@@ -58,7 +59,7 @@ class Source:
         counts = events.counts_by_kind(where)
         ignored = ignored_events(events, config.interest, where, config.min_rating)
         if liked.entries == 0:
-            kinds = ", ".join(f"{kind} ({n})" for kind, n in counts.items()) or "none"
+            kinds = ", ".join(f"{kind} ({n})" for kind, n in counts.items() if n) or "none"
             raise BuildError(
                 f"no event of the data set earns points in [interest]; kinds of event there: {kinds}"
             )
@@ -105,7 +106,7 @@ def build_release(
     anew = frozenset(channels or ())
     names = list(dict.fromkeys((*used_channels(config), *anew)))
     versions = build_components(config, source, store, progress, names, threads, anew)
-    release = store.current()
+    release = _in_service(store)
     if release is None or release.snapshots != versions:
         release = store.publish(versions)
     store.collect(config.store.keep_releases)
@@ -177,17 +178,26 @@ def code_of(channel: type[Channel]) -> str:
     return f"{channel.__module__}:{channel.__qualname__} {digest}"
 
 
+def _in_service(store: SnapshotStore) -> Release | None:
+    """Return the release in service; None where there is none, or what says so is damaged: publishing heals that."""
+    try:
+        return store.current()
+    except SnapshotError as error:
+        log.warning("no release is in service: %s", error)
+        return None
+
+
 def _built_before(
     store: SnapshotStore, name: str, parameters: Mapping[str, Any], key: str, catalogue: str
 ) -> str | None:
-    """Return the newest sound-looking version made of the same inputs by the same code, if there is one."""
+    """Return the newest sound version made of the same inputs by the same code, if there is one."""
     for version in store.versions(name):
         try:
             manifest = store.manifest(name, version)
+            same = (manifest.parameters, manifest.dataset, manifest.catalogue, manifest.code)
+            if same == (dict(parameters), key, catalogue, __version__):
+                store.open(name, version, verify=True)
+                return version
         except SnapshotError as error:
-            log.warning("passed over: %s", error)
-            continue
-        same = (manifest.parameters, manifest.dataset, manifest.catalogue, manifest.code)
-        if same == (dict(parameters), key, catalogue, __version__):
-            return version
+            log.warning("built anew: %s", error)
     return None

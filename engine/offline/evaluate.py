@@ -242,6 +242,8 @@ def evaluate(
     for name in channels:
         if name not in config.channels:
             raise ConfigError(f"no channel is called {name!r}; declared: {', '.join(config.channels)}")
+    if not cuts or min(cuts) < 1:
+        raise ConfigError(f"list lengths must be at least 1, got {', '.join(map(str, cuts)) or 'none'}", "at")
     base = config.scenes[scene]
     catalogue = Catalogue.from_dataset(dataset)
     split = cut(config, EventLog.read(dataset, catalogue), protocol, part)

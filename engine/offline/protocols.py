@@ -148,14 +148,14 @@ def _matrix(config: Config, events: EventLog, where: BoolArray | None) -> Intera
 
 
 def _seeded_tenth(matrix: Interactions) -> BoolArray:
-    """bool[entries]: a tenth of each user's entries, rounded; users of fewer than five entries give none."""
+    """bool[entries]: a tenth of each user's entries, rounded half to even; users of up to five entries give none."""
     generator = np.random.default_rng(VALIDATION_SEED)
     owner = np.repeat(np.arange(matrix.users), matrix.user_counts())
     shuffled = np.lexsort((generator.random(matrix.entries), owner))
     place = np.empty(matrix.entries, np.int64)
     place[shuffled] = np.arange(matrix.entries) - np.repeat(matrix.indptr[:-1], matrix.user_counts())
     held: BoolArray = place < np.rint(matrix.user_counts() * VALIDATION_SHARE)[owner]
-    return held & (matrix.user_counts()[owner] >= 5)
+    return held
 
 
 def _pick(matrix: Interactions, where: BoolArray) -> Interactions:

@@ -122,14 +122,14 @@ def tune(
         study = optuna.create_study(direction="maximize", sampler=sampler)
         study.enqueue_trial(inside)
 
-        def objective(trial: Any, channel: str = channel, marks: dict[str, Tune] = marks) -> float:
-            fields = type(config.channels[channel]).model_fields
-            return measure(
-                channel,
-                {name: _suggest(trial, name, mark, fields[name].annotation) for name, mark in marks.items()},
-            )
-
-        study.optimize(objective, n_trials=trials if default is None else trials - 1)
+        fields = type(config.channels[channel]).model_fields
+        for _ in range(trials if default is None else trials - 1):
+            # Asked and told, not `optimize`: that one logs a traceback of every error and of Ctrl-C.
+            trial = study.ask()
+            values = {
+                name: _suggest(trial, name, mark, fields[name].annotation) for name, mark in marks.items()
+            }
+            study.tell(trial, measure(channel, values))
         yield channel, _tuned(optuna, study, before, default)
 
 

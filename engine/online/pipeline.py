@@ -227,6 +227,7 @@ class Pipeline:
         answers: list[Candidates] = []
         for q in range(k.size):
             answers.append(CandidateBatch.empty(1).query(0))
+            self._shut_late(run, c, k)
             if k[q] == 0:
                 continue
             try:

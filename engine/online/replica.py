@@ -55,6 +55,9 @@ class Replica:
     @classmethod
     def of(cls, config: Config, release: str, snapshots: Mapping[str, Snapshot]) -> Replica:
         """Make a replica of loaded snapshots; errors as in `open`."""
+        for needed in (CATALOGUE, HISTORY):
+            if needed not in snapshots:
+                raise SnapshotError(f"has no {needed}; run `recall build`", f"release {release}")
         catalogue = Catalogue.load(snapshots[CATALOGUE].arrays)
         hydrator = Hydrator(catalogue.items, catalogue.users, SnapshotHistory(snapshots[HISTORY].arrays))
         wanted = {name for scene in config.scenes.values() for name in (*scene.quotas, *scene.fallback)}

@@ -326,6 +326,19 @@ def test_ctrl_c_keeps_what_had_been_found(
         assert err.endswith("error: interrupted\n")
 
 
+def test_ctrl_c_in_a_trial_is_one_line(
+    recall: Recall, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: object) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("engine.offline.tune.World.in_memory", interrupted)
+    code, out, err = recall("tune", sample_path(), "--out", tmp_path / "p.toml")
+    assert (code, out) == (130, "")
+    assert err.endswith("error: interrupted\n")
+    assert "Traceback" not in err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

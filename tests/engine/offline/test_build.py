@@ -99,7 +99,7 @@ def test_a_part_of_a_log_is_a_source_of_its_own(dataset):
     assert source.liked.user_counts()[1:].sum() == 0
     assert source.liked.entries > 0
     assert source.key == "part"
-    with pytest.raises(BuildError, match=r"kinds of event there: .*click"):
+    with pytest.raises(BuildError, match=r"kinds of event there: like \(\d+\)$"):
         Source.of(config_of(interest={"love": 1.0}), events, catalogue, "part", where & (events.kinds == 0))
 
 
@@ -271,10 +271,6 @@ def test_old_releases_are_collected(tmp_path, dataset):
     assert len(store.release_names()) == 2
 
 
-DAMAGE = "a build uses a snapshot again whose arrays are damaged, and does not get past a damaged `current`"
-
-
-@pytest.mark.xfail(reason=DAMAGE, strict=True)
 @pytest.mark.parametrize("damage", ["array", "current"])
 def test_a_store_that_cannot_serve_is_healed_by_the_next_build(tmp_path, dataset, damage):
     store = SnapshotStore(tmp_path)
