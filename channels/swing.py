@@ -27,6 +27,7 @@ from engine.core.similarity import (
     balanced_blocks,
     buffer_size,
     power,
+    product_cost,
     write_neighbour_lists,
 )
 from engine.core.types import AnyArray, Int32Array, Int64Array
@@ -123,7 +124,7 @@ def swing_neighbours(
     numbers below m. One pass over the lists counts the overlap of every pair, O[a, b]; a second sums
     w_a w_b / (alpha + O[a, b]) over the pairs of each list. The work is two times the number of (pair, shared item)
     incidences, which is far less than intersecting the item sets of each pair. Memory besides the inputs, per thread:
-    2 m^2 bytes for the overlaps, 16 bytes an item of the catalogue, and the incidences of one item.
+    2 m^2 bytes for the overlaps, 20 bytes an item of the catalogue, and the incidences of one item.
 
     Args:
         indptr, rows: who likes what, user-major; int64[users + 1], int32[entries].
@@ -159,7 +160,7 @@ def swing_neighbours(
         return NeighbourBlock(lengths, neighbours[:total].copy(), kept)
 
     per_item = np.diff(item_indptr)
-    cost = per_item * per_item + _fan(indptr, item_indptr, users)
+    cost = per_item * per_item + product_cost(item_indptr, users, indptr)
     return over_blocks(work, balanced_blocks(cost, threads), threads, progress, "swing")
 
 
@@ -169,13 +170,6 @@ def _by_item(indptr: Int64Array, rows: Int32Array, items: int) -> tuple[Int64Arr
     users = np.empty(rows.size, np.int32)
     _transpose(indptr, rows, starts[:-1].copy(), users)
     return starts, users
-
-
-def _fan(indptr: Int64Array, item_indptr: Int64Array, users: Int32Array) -> Int64Array:
-    """int64[items]: (user, item) incidences around each item."""
-    running = np.concatenate((np.zeros(1, np.int64), np.cumsum(np.diff(indptr)[users])))
-    fan: Int64Array = running[item_indptr[1:]] - running[item_indptr[:-1]]
-    return fan
 
 
 def _sample(indptr: Int64Array, columns: Int32Array, most: int, seed: int) -> tuple[Int64Array, Int32Array]:

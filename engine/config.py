@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BeforeValidator, Field, ValidationError
 
@@ -64,7 +64,7 @@ class HistoryConfig(Options):
 def _merge_mode(value: Any) -> Any:
     if isinstance(value, str) and value.upper() in MergeMode.__members__:
         return MergeMode[value.upper()]
-    raise ValueError(f"expected one of {', '.join(mode.name.lower() for mode in MergeMode)}, got {value!r}")
+    raise ValueError(f"expected one of {', '.join(mode.name.lower() for mode in MergeMode)}")
 
 
 class SceneConfig(Options):
@@ -139,6 +139,9 @@ class Config(Options):
             channels[name] = _typed(type(channels[name]), merged, f"{field}.{name}")
         return self.model_copy(update={"channels": channels})
 
+
+RESERVED = ("catalogue", "history", "releases", "current")
+"""Names that a channel cannot have: the store uses them."""
 
 SECTIONS = ("store", "server", "history", "interest", "min_rating", "channels", "filters", "scenes")
 
@@ -231,11 +234,23 @@ def _typed(model: type[Any], values: dict[str, Any], field: str) -> Any:
         first = error.errors()[0]
         path = ".".join([*([field] if field else []), *(str(part) for part in first["loc"])])
         if first["type"] == "extra_forbidden":
-            known = ", ".join(name for name in model.model_fields)
-            raise ConfigError(f"unknown key; known: {known}", path) from error
+            raise ConfigError(
+                f"unknown key; known: {', '.join(_known_keys(model, first['loc'][:-1]))}", path
+            ) from error
         raise ConfigError(
             f"{first['msg'].removeprefix('Value error, ')} (got {first['input']!r})", path
         ) from error
+
+
+def _known_keys(model: type[Any], path: tuple[int | str, ...]) -> list[str]:
+    """Return the keys of the table at a path inside a model; of the model itself where the path leads elsewhere."""
+    inner: Any = model
+    for part in path:
+        if isinstance(inner, type) and issubclass(inner, Options) and part in inner.model_fields:
+            inner = inner.model_fields[str(part)].annotation
+        else:  # a table of tables: the value type is its last argument
+            inner = (get_args(inner) or (None,))[-1]
+    return list((inner if isinstance(inner, type) and issubclass(inner, Options) else model).model_fields)
 
 
 class Finding(Options):
@@ -249,6 +264,10 @@ class Finding(Options):
 def cross_check(config: Config) -> Iterator[Finding]:
     """Cross-reference every name: errors are refused at load, warnings are for `recall check`."""
     used: set[str] = set()
+    for name in RESERVED:
+        if name in config.channels:
+            text = "is the name of something else in the store; use another, with `type` naming the plugin"
+            yield Finding(severity="error", field=f"channels.{name}", text=text)
     if not any(points > 0 for points in config.interest.values()):
         yield Finding(
             severity="error", field="interest", text="no event kind has points, so nobody likes anything"

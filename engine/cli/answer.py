@@ -181,7 +181,7 @@ def _show_reports(out: Console, result: RecallResult) -> None:
 def _show_unknown(out: Console, result: RecallResult) -> None:
     unknown = result.unknown
     if unknown.user:
-        out.print("The catalogue does not know this user: the fallback channels answered.", style="yellow")
+        out.print("The catalogue does not know this user.", style="yellow")
     for count, what in ((unknown.recent_items, "recent"), (unknown.exclude_items, "excluded")):
         if count:
             out.print(f"The catalogue does not know {count:,} of the {what} items.", style="yellow")

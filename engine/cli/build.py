@@ -27,7 +27,9 @@ def build(
     config: ConfigOption = None,
     channels: Annotated[
         str | None,
-        typer.Option(help="Only these channels, with commas between them. Default: all that a scene uses."),
+        typer.Option(
+            help="Build these anew, built before or not; commas between them. The others are used again where they fit."
+        ),
     ] = None,
     params: Annotated[
         Path | None, typer.Option(help="TOML file with options per channel, as `recall tune` writes it.")

@@ -57,7 +57,7 @@ def check_release(config: Config, store: SnapshotStore, release: Release | None)
         SnapshotError: a snapshot of the release is missing or damaged.
     """
     from engine.core.options import build_parameters
-    from engine.offline.build import used_channels
+    from engine.offline.build import interest_parameters, used_channels
 
     if release is None:
         yield _finding("warning", "store", f"nothing is built in {store.root} yet; `recall build` does that")
@@ -71,7 +71,11 @@ def check_release(config: Config, store: SnapshotStore, release: Release | None)
             text = f"release {release.name} has no snapshot of it; run `recall build`"
             yield _finding("error", f"channels.{name}", text)
             continue
-        built = opened[name].manifest.parameters.get("options", {})
+        parameters = opened[name].manifest.parameters
+        if any(parameters.get(key) != value for key, value in interest_parameters(config).items()):
+            text = "was built with other points or another min_rating; run `recall build`"
+            yield _finding("warning", f"channels.{name}", text)
+        built = parameters.get("options", {})
         wanted = build_parameters(options)
         changed = [key for key in wanted if built.get(key) != wanted[key]]
         if changed:

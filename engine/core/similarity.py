@@ -108,12 +108,18 @@ def balanced_blocks(cost: Int64Array, threads: int) -> list[tuple[int, int]]:
     return list(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True))
 
 
-def product_cost(matrix: SparseRows, transposed: SparseRows) -> Int64Array:
-    """int64[rows]: multiplications that each row of X X^T takes."""
-    per_entry = np.diff(transposed.indptr)[matrix.columns]
-    running = np.concatenate((np.zeros(1, np.int64), np.cumsum(per_entry)))
-    cost: Int64Array = running[matrix.indptr[1:]] - running[matrix.indptr[:-1]]
+def product_cost(indptr: Int64Array, columns: Int32Array, transposed_indptr: Int64Array) -> Int64Array:
+    """int64[rows]: multiplications that each row of X X^T takes, for X and X^T given by where their rows begin."""
+    cost = np.zeros(indptr.size - 1, np.int64)
+    _product_cost(indptr, columns, transposed_indptr, cost)
     return cost
+
+
+@njit(nogil=True, cache=True)
+def _product_cost(indptr, columns, transposed_indptr, cost):  # type: ignore[no-untyped-def]
+    for r in range(cost.size):
+        for p in range(indptr[r], indptr[r + 1]):
+            cost[r] += transposed_indptr[columns[p] + 1] - transposed_indptr[columns[p]]
 
 
 def top_k_products(
@@ -148,6 +154,7 @@ def top_k_products(
     """
     keep = min(keep, matrix.rows)
     inverse = (1.0 / target_scale).astype(np.float32)
+    cost = product_cost(matrix.indptr, matrix.columns, transposed.indptr)
 
     def work(begin: int, end: int) -> NeighbourBlock:
         lengths = np.zeros(end - begin, np.int32)
@@ -161,9 +168,7 @@ def top_k_products(
         finish(begin, lengths, kept)
         return NeighbourBlock(lengths, neighbours[:total].copy(), kept)
 
-    return over_blocks(
-        work, balanced_blocks(product_cost(matrix, transposed), threads), threads, progress, task
-    )
+    return over_blocks(work, balanced_blocks(cost, threads), threads, progress, task)
 
 
 @dataclass(frozen=True, slots=True)

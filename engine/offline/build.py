@@ -152,7 +152,7 @@ def build_components(
         versions[name] = found
 
     component(CATALOGUE, {}, source.catalogue.save)
-    interest = {"interest": dict(config.interest), "min_rating": config.min_rating}
+    interest = interest_parameters(config)
     component(
         HISTORY,
         {**interest, "keep": config.history.keep},
@@ -169,6 +169,11 @@ def build_components(
         parameters = {**interest, "options": build_parameters(options), "code": code_of(loaded)}
         component(name, parameters, write)
     return versions
+
+
+def interest_parameters(config: Config) -> dict[str, Any]:
+    """Return what the interest matrix depends on, as snapshots record it."""
+    return {"interest": dict(config.interest), "min_rating": config.min_rating}
 
 
 def code_of(channel: type[Channel]) -> str:

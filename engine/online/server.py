@@ -85,6 +85,11 @@ class Server:
             raise
         for name in _HEALTH_NAMES:
             await self._health.set(name, _SERVING)
+        if settings.host not in ("127.0.0.1", "::1", "localhost"):
+            log.warning(
+                "%s is open to others, and there is neither encryption nor a check of who calls",
+                settings.host,
+            )
         log.info("release %s: listening on %s:%d", self._replica.release, settings.host, port)
         return port
 

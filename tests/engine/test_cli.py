@@ -225,8 +225,8 @@ def test_releases_are_listed_and_rolled_back(recall: Recall, tmp_path: Path) -> 
     code, _, err = recall("releases", "list", "--store", tmp_path)
     assert code == 2
     assert "`recall build` makes one" in err
-    for _ in range(2):
-        assert recall("build", sample_path(), "--store", tmp_path)[0] == 0
+    for anew in ([], ["--channels", "popular"]):  # the same again would leave the release as it is
+        assert recall("build", sample_path(), "--store", tmp_path, *anew)[0] == 0
     newest, before = SnapshotStore(tmp_path).release_names()
     code, out, _ = recall("releases", "list", "--store", tmp_path)
     assert code == 0
