@@ -343,7 +343,7 @@ def test_query_says_so_where_the_catalogue_does_not_know(target: str, recall: Re
     arguments = ["--user", 10**15, "--limit", 3, "--recent", 10**15, "--exclude", 10**15]
     code, out, _ = recall("query", "--target", target, *arguments)
     assert code == 0
-    assert "does not know this user: the fallback channels answered" in out
+    assert "does not know this user" in out
     assert "does not know 1 of the recent items" in out
     assert "does not know 1 of the excluded items" in out
 
