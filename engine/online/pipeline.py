@@ -186,7 +186,7 @@ class Pipeline:
         if self._gated[c]:
             self._shut_gated(run, c, k)
         answer = None
-        if k.any():
+        if any(k.tolist()):
             try:
                 answer = self._answer(run, c, run.batch, k)
             except Exception as error:  # whatever a channel raises is that channel's failure alone
