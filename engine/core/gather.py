@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from engine.core.candidates import CandidateBatch
+from engine.core.hashing import spread
 from engine.core.select import select_top, sort_key
 from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
 
@@ -100,7 +101,7 @@ def _gather(  # type: ignore[no-untyped-def]
             for r in range(reached):
                 row = reached_rows[r]
                 gain = reached_gains[r]
-                at = _hash(row) & mask
+                at = spread(row) & mask
                 while table[at] != -1 and rows[table[at]] != row:
                     at = (at + 1) & mask
                 slot = table[at]
@@ -126,7 +127,7 @@ def _gather(  # type: ignore[no-untyped-def]
                 row = np.int32(
                     np.uint32(0xFFFFFFFF) - np.uint32(chosen[take - 1 - rank] & np.uint64(0xFFFFFFFF))
                 )
-                at = _hash(row) & mask
+                at = spread(row) & mask
                 while rows[table[at]] != row:
                     at = (at + 1) & mask
                 slot = table[at]
@@ -138,13 +139,6 @@ def _gather(  # type: ignore[no-untyped-def]
                 table[:] = -1
         out_offsets[q + 1] = written
     return written
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _hash(row):  # type: ignore[no-untyped-def]
-    """Spread rows over the table (Knuth's multiplicative hash, high bits folded down)."""
-    h = np.uint32(row) * np.uint32(2654435761)
-    return np.int64(np.uint32(h ^ (h >> np.uint32(15))))
 
 
 def gather_top_k_reference(

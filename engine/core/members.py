@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from engine.core.filter import FanOut
+from engine.core.hashing import spread
 from engine.core.types import BoolArray, Int32Array, Int64Array
 
 
@@ -36,23 +37,18 @@ def _not_members(candidates, segments, queries, rows, offsets, keep):  # type: i
         if offsets[q] == offsets[q + 1]:
             continue
         for p in range(offsets[q], offsets[q + 1]):
-            at = _spread(rows[p]) & mask
+            at = spread(rows[p]) & mask
             while table[at] != -1 and table[at] != rows[p]:
                 at = (at + 1) & mask
             table[at] = rows[p]
         for c in range(channels):
             for p in range(segments[c * queries + q], segments[c * queries + q + 1]):
-                at = _spread(candidates[p]) & mask
+                at = spread(candidates[p]) & mask
                 while table[at] != -1 and table[at] != candidates[p]:
                     at = (at + 1) & mask
                 keep[p] = table[at] == -1
         if q + 1 < queries:
             table[:] = -1
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _spread(row):  # type: ignore[no-untyped-def]
-    return np.int64(np.uint32(np.uint32(row) * np.uint32(2654435761)) >> np.uint32(7))
 
 
 def not_members_reference(candidates: FanOut, rows: Int32Array, offsets: Int64Array) -> BoolArray:

@@ -7,20 +7,17 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from numba import njit
 
 from engine.core.errors import ConfigError, DatasetError
 from engine.core.interactions import Interactions
-from engine.core.types import NO_ROW, BoolArray, Float32Array, Int32Array, Int64Array
+from engine.core.types import NO_ROW, BoolArray, Float32Array, Int32Array, Int64Array, UInt8Array
 from engine.data.catalogue import Catalogue
 from engine.data.columns import numbers
 from engine.data.dataset import Dataset
 from engine.data.form import SPLITS, file_name
 from engine.data.ids import IdIndex
-
-UInt8Array = npt.NDArray[np.uint8]
 
 _FILE = file_name("interactions")
 _MOST_KINDS = 255

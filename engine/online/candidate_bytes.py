@@ -10,13 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from numba import njit
 
 from engine.core.merge import Merged
-from engine.core.types import AnyArray, Float32Array, Int64Array
-
-UInt8Array = npt.NDArray[np.uint8]
+from engine.core.types import AnyArray, Float32Array, Int64Array, UInt8Array
 
 NO_TRIGGER, TRIGGER_ID, TRIGGER_KEY = 0, 1, 2
 

@@ -8,9 +8,9 @@ import numpy as np
 from recall.v1 import recall_pb2 as pb
 
 from engine.core.candidates import ChannelStatus, TriggerKind
-from engine.core.types import Int32Array
+from engine.core.types import Int32Array, UInt8Array
 from engine.data.ids import IdIndex
-from engine.online.candidate_bytes import TRIGGER_ID, TRIGGER_KEY, Ids, UInt8Array, candidate_bytes
+from engine.online.candidate_bytes import TRIGGER_ID, TRIGGER_KEY, Ids, candidate_bytes
 
 if TYPE_CHECKING:
     from engine.online.pipeline import Pipeline, Run
