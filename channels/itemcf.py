@@ -64,6 +64,9 @@ class ItemCFOptions(Options):
     last_n: Annotated[int, Field(ge=1, le=100_000), Online(), Tune(50, 1000, log=True)] = 200
     """Newest items of the user that are triggers."""
 
+    recency_half_life: Annotated[float, Field(ge=0), Online(), Tune(0.0, 20.0, timed=True)] = 0.0
+    """A trigger counts half for every so many newer ones of the user; 0 is all alike, as in the course."""
+
     top_k: Annotated[int, Field(ge=1, le=10_000), Online(), Tune(10, 200, log=True)] = 10
     """Neighbours taken per trigger."""
 
@@ -95,10 +98,8 @@ class ItemCF(Channel):
 
     def recall_batch(self, batch: QueryBatch, k: Int32Array) -> CandidateBatch:
         """Gather last_n x top_k neighbours per query."""
-        history = batch.history
-        return self._lists.recall(
-            history.offsets, history.rows, history.weights, self.config.last_n, self.config.top_k, k
-        )
+        config = self.config
+        return self._lists.recall(batch.history, config.last_n, config.top_k, config.recency_half_life, k)
 
 
 def itemcf_neighbours(

@@ -21,12 +21,14 @@ class Tune:
         low, high: the range searched, both ends included (ints for an int option).
         log: search on a logarithmic scale.
         choices: searched instead of a range, where the option is no number.
+        timed: searched only where the data has timestamps, because it means nothing without an order of events.
     """
 
     low: float = 0.0
     high: float = 1.0
     log: bool = False
     choices: tuple[str, ...] = ()
+    timed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from engine.core.blocks import over_blocks
 from engine.core.candidates import CandidateBatch
 from engine.core.channel import Progress, SnapshotSink
 from engine.core.gather import gather_top_k
+from engine.core.query import History
 from engine.core.select import drain, offer, sort_key
 from engine.core.types import AnyArray, Float32Array, Float64Array, Int32Array, Int64Array
 
@@ -62,17 +63,31 @@ class NeighbourLists:
         return cls(arrays["indptr"], arrays["neighbours"], arrays["similarities"])
 
     def recall(
-        self,
-        offsets: Int64Array,
-        triggers: Int32Array,
-        weights: Float32Array,
-        last_n: int,
-        top_k: int,
-        k: Int32Array,
+        self, history: History, last_n: int, top_k: int, half_life: float, k: Int32Array
     ) -> CandidateBatch:
-        """Gather over the triggers' lists; see `gather_top_k`."""
+        """Gather over the lists of what each user liked last; see `gather_top_k`.
+
+        Args:
+            history: the triggers, newest first, and their weights.
+            last_n: triggers used per query.
+            top_k: neighbours used per trigger.
+            half_life: a trigger counts half for every so many newer ones; 0 for all alike.
+            k: int32[n], how many items to keep per query.
+        """
+        weights = history.weights
+        if half_life:
+            place = np.arange(history.rows.size) - np.repeat(history.offsets[:-1], np.diff(history.offsets))
+            weights = (weights * np.exp2(-place / half_life)).astype(np.float32)
         return gather_top_k(
-            offsets, triggers, weights, self.indptr, self.neighbours, self.similarities, last_n, top_k, k
+            history.offsets,
+            history.rows,
+            weights,
+            self.indptr,
+            self.neighbours,
+            self.similarities,
+            last_n,
+            top_k,
+            k,
         )
 
 

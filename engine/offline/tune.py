@@ -99,7 +99,8 @@ def tune(
     threads = threads or usable_cores()
     progress.start("reading", 1)
     catalogue = Catalogue.from_dataset(dataset)
-    split = restricted(cut(config, EventLog.read(dataset, catalogue), protocol, "validation"), USERS)
+    events = EventLog.read(dataset, catalogue)
+    split = restricted(cut(config, events, protocol, "validation"), USERS)
     progress.advance()
 
     def measure(channel: str, values: Values) -> float:
@@ -109,7 +110,8 @@ def tune(
         progress.advance()
         return ranking_metrics(lists, split.truth, len(catalogue.items), [k])[metric]
 
-    for channel, marks in searched.items():
+    for channel, declared in searched.items():
+        marks = {option: mark for option, mark in declared.items() if events.timed or not mark.timed}
         progress.start(f"tuning {channel}", trials)
         current = config.channels[channel].model_dump()
         before = {option: current[option] for option in marks}

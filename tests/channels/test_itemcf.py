@@ -5,6 +5,7 @@ from channels.itemcf import SECONDS_PER_DAY, ItemCF, ItemCFOptions, itemcf_neigh
 from engine.core.channel import SilentProgress
 from engine.core.errors import BuildError
 from engine.core.interactions import Interactions
+from engine.core.query import History, QueryBatch
 from engine.testing import ChannelContract, built_channel, interactions_of, random_batch, tiny_interactions
 
 # Users like: 0 -> {0, 1}, 1 -> {0, 1, 2}, 2 -> {1, 2}, 3 -> {3}.
@@ -93,6 +94,20 @@ def test_online_the_scores_of_an_item_reached_twice_add_up():
     scores = dict(zip(answer.rows.tolist(), answer.scores.tolist(), strict=True))
     assert scores[1] == pytest.approx(1 * 2 / np.sqrt(6) + 3 * 2 / np.sqrt(6))
     assert answer.triggers[answer.rows.tolist().index(1)] == 2
+
+
+def test_an_older_trigger_counts_less_where_the_option_says_so():
+    channel = built_channel(ItemCF, HAND, top_k=10, recency_half_life=1.0)
+    rows = np.array([3, 0, 2, 0], np.int32)  # two queries: 3, 0, 2 and 0 alone
+    history = History(rows, np.ones(4, np.float32), np.zeros(4, np.int64), np.array([0, 3, 4]))
+    batch = QueryBatch.plain(np.array([0, 1], np.int32), history)
+    answer = channel.recall_batch(batch, np.array([10, 10], np.int32))
+    first, second = answer.query(0), answer.query(1)
+    scores = dict(zip(first.rows.tolist(), first.scores.tolist(), strict=True))
+    assert scores[1] == pytest.approx(0.5 * 2 / np.sqrt(6) + 0.25 * 2 / np.sqrt(6))
+    assert dict(zip(second.rows.tolist(), second.scores.tolist(), strict=True))[1] == pytest.approx(
+        2 / np.sqrt(6)
+    )
 
 
 def test_last_n_and_top_k_bound_the_gather():
