@@ -65,7 +65,7 @@ class SwingOptions(Options):
 
     max_users_per_item: Annotated[int, Field(ge=2, le=20_000)] = 300
     """Users of an item beyond this are sampled (seeded): the pairs of an item are bounded by its square. The field caps
-    at 600 to 1,000; on the validation parts of Gowalla and MovieLens-1M the paper's formula finds more with 300."""
+    at 600 to 1,000; docs/benchmarks.md says why it is 300 here."""
 
     max_items_per_user: Annotated[int, Field(ge=2, le=60_000)] = 1000
     """Items of a user beyond this are sampled (seeded)."""
