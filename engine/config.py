@@ -61,6 +61,69 @@ class HistoryConfig(Options):
     """Items kept per user, newest first."""
 
 
+class ExposureConfig(Options):
+    """What is remembered of the items that users were shown."""
+
+    backend: Literal["bits", "pybloom"] = "bits"
+    """`bits`: Bloom filters in the state store, checked by a kernel. `pybloom`: pybloom-live in this process's memory."""
+
+    planned: int = Field(default=1000, ge=8, le=100_000)
+    """Exposures per user and slice that the first filter of a slice is made for; more chain further ones."""
+
+    bits: int = Field(default=10, ge=4, le=64)
+    """Bits per planned exposure."""
+
+    hashes: int = Field(default=7, ge=1, le=16)
+    """Bits set per exposure."""
+
+    slice_days: float = Field(default=7.0, gt=0)
+    """Length of a slice; the whole slice is forgotten at once."""
+
+    slices: int = Field(default=4, ge=1, le=64)
+    """Full slices remembered besides the current one."""
+
+    @property
+    def slice_seconds(self) -> int:
+        """The length of a slice in whole seconds."""
+        return max(1, round(self.slice_days * 86_400))
+
+
+class StateConfig(Options):
+    """The state store: what users did and were shown, and the live log of items."""
+
+    url: str = ""
+    """`redis://`, `rediss://` (TLS), `redis+cluster://`, `unix://`; empty: a Valkey of its own; `none`: no live state."""
+
+    durability: Literal["everysec", "always"] = "everysec"
+    """When the embedded store brings its log to the disk; with `always` an acknowledgement waits for it."""
+
+    prefix: str = Field(default="recall", pattern=r"^[a-z0-9_-]{1,32}$")
+    """Stands before every key, so that several engines can share a store."""
+
+    timeout_ms: float = Field(default=100.0, gt=0)
+    """How long a read of the store may take before the request goes on without it."""
+
+    user_days: float = Field(default=90.0, gt=0)
+    """A user's actions, follows and dislikes are forgotten so long after their last event."""
+
+    recent: int = Field(default=200, ge=1, le=10_000)
+    """Newest actions kept per user."""
+
+    follows: int = Field(default=1000, ge=1, le=100_000)
+    """Followed authors kept per user, newest first."""
+
+    dislikes: int = Field(default=500, ge=1, le=100_000)
+    """Dislikes kept per user, newest first."""
+
+    leftovers: int = Field(default=100, ge=1, le=10_000)
+    """Leftovers of fine ranking kept per user; the oldest leave first."""
+
+    event_ids: int = Field(default=128, ge=0, le=10_000)
+    """Newest event ids remembered per user, so that sending an event again is harmless."""
+
+    exposure: ExposureConfig = ExposureConfig()
+
+
 def _merge_mode(value: Any) -> Any:
     if isinstance(value, str) and value.upper() in MergeMode.__members__:
         return MergeMode[value.upper()]
@@ -90,6 +153,9 @@ class SceneConfig(Options):
     filters: tuple[Name, ...] = ("seen", "excluded")
     """Filters, in the order they are asked."""
 
+    fail_open: tuple[Name, ...] = ("exposure", "dislikes")
+    """Filters that the scene goes on without, saying so, where user state cannot be read; any other fails the request."""
+
     fallback: tuple[Name, ...] = ("popular", "fresh")
     """Channels asked only where the others leave the answer short, in this order."""
 
@@ -100,6 +166,7 @@ class Config(Options):
     store: StoreConfig = StoreConfig()
     server: ServerConfig = ServerConfig()
     history: HistoryConfig = HistoryConfig()
+    state: StateConfig = StateConfig()
     interest: dict[str, Annotated[float, Field(ge=0, le=1e6)]]
     """Points per event kind; an event of no or 0 points says nothing about interest."""
 
@@ -143,7 +210,7 @@ class Config(Options):
 RESERVED = ("catalogue", "history", "releases", "current")
 """Names that a channel cannot have: the store uses them."""
 
-SECTIONS = ("store", "server", "history", "interest", "min_rating", "channels", "filters", "scenes")
+SECTIONS = ("store", "server", "history", "state", "interest", "min_rating", "channels", "filters", "scenes")
 
 
 def default_config_path() -> Path:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from engine.core.filter import FanOut, Filter
+from engine.core.candidates import FanOut
+from engine.core.filter import Filter
 from engine.core.members import not_members
 from engine.core.query import QueryBatch
 from engine.core.types import BoolArray, Int64Array

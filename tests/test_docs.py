@@ -13,9 +13,11 @@ import pytest
 from engine.config import (
     SECTIONS,
     Config,
+    ExposureConfig,
     HistoryConfig,
     SceneConfig,
     ServerConfig,
+    StateConfig,
     StoreConfig,
     default_config_path,
 )
@@ -39,6 +41,8 @@ MODELS: dict[str, type[Options]] = {
     "store": StoreConfig,
     "server": ServerConfig,
     "history": HistoryConfig,
+    "state": StateConfig,
+    "state.exposure": ExposureConfig,
     "scenes.NAME": SceneConfig,
     **{f"channels.{name}": channel_class(name).Config for name in OWN_CHANNELS},
     **{f"filters.{name}": filter_class(name).Config for name in OWN_FILTERS},
@@ -76,6 +80,8 @@ def test_every_option_stands_with_its_default(section: str) -> None:
     assert list(rows) == list(fields)
     for name, field in fields.items():
         expected = "required" if field.is_required() else f"`{toml(field.default)}`"
+        if isinstance(field.default, Options):
+            expected = "see below"
         assert rows[name]["default"] == expected, name
         for word in allowed(field):
             assert word in rows[name]["allowed"], name

@@ -70,7 +70,7 @@ def test_an_outside_package_adds_a_channel(installed, tmp_path):
     answered = run.status[mine] == ChannelStatus.OK
     assert answered.sum() > 10
     assert (run.merged.kept[mine][answered] > 0).all()
-    tags = replica.catalogue.tags["tags"]
+    tags = replica.catalogue.base.tags["tags"]
     q = int(np.flatnonzero(answered)[0])
     history = run.batch.history
     last = history.rows[history.offsets[q]]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from engine.core.types import Int32Array
     from engine.data.catalogue import Catalogue, ItemText
     from engine.data.snapshot import SnapshotStore
-    from engine.state.history import UserState
+    from engine.state.history import SnapshotHistory
 
 _STATUS_STYLES = {"OK": "green", "ERROR": "bold red", "TIMEOUT": "yellow"}
 
@@ -34,7 +34,7 @@ class Words:
     """
 
     catalogue: Catalogue | None = None
-    history: UserState | None = None
+    history: SnapshotHistory | None = None
 
     @classmethod
     def of(cls, store: SnapshotStore, result: RecallResult) -> Words:
@@ -96,7 +96,7 @@ class Words:
 
         assert self.catalogue is not None
         assert self.history is not None
-        read = self.history.read(np.array(ids), self.catalogue.users.rows(list(ids)))
+        read = self.history.histories(self.catalogue.users.rows(list(ids)))
         return np.split(read.rows, read.offsets[1:-1])
 
 

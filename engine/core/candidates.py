@@ -89,6 +89,29 @@ class CandidateBatch:
         return Candidates(self.rows[part], self.scores[part], self.triggers[part])
 
 
+@dataclass(frozen=True, slots=True)
+class FanOut:
+    """The candidates of all channels for a batch, channel after channel, as filters and the merge see them.
+
+    Segment s = channel * queries + query owns [offsets[s], offsets[s + 1]).
+
+    Attributes:
+        rows: int32[m], catalogue rows.
+        offsets: int64[channels * queries + 1].
+        queries: how many queries the batch has.
+    """
+
+    rows: Int32Array
+    offsets: Int64Array
+    queries: int
+
+    def query_of_candidate(self) -> Int32Array:
+        """int32[m]: which query each candidate belongs to."""
+        segments = self.offsets.size - 1
+        owner = np.tile(np.arange(self.queries, dtype=np.int32), segments // max(self.queries, 1))
+        return np.repeat(owner, np.diff(self.offsets))
+
+
 def check_contract(
     answer: CandidateBatch, k: Int32Array, items: int, channel: str, trigger_rows: int | None = None
 ) -> None:

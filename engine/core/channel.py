@@ -11,6 +11,7 @@ import numpy as np
 
 from engine.core.candidates import CandidateBatch, Candidates, TriggerKind
 from engine.core.interactions import Interactions
+from engine.core.items import ItemColumns
 from engine.core.options import Options
 from engine.core.query import Query, QueryBatch
 from engine.core.types import AnyArray, Int32Array
@@ -65,6 +66,9 @@ class BuildContext:
         sink: where the arrays go.
         progress: whom to tell.
         threads: how many cores may be used.
+        follows: which user follows which author: users x author rows, newest first, weights 1; None where the data
+            set has no follows.
+        authors: rows in the index of authors.
     """
 
     interactions: Interactions
@@ -73,15 +77,25 @@ class BuildContext:
     sink: SnapshotSink
     progress: Progress
     threads: int
+    follows: Interactions | None = None
+    authors: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class LoadContext:
-    """What a channel is loaded from: its snapshot's arrays (memory-mapped, read-only) and the sizes around it."""
+    """What a channel or a filter is loaded from.
+
+    Attributes:
+        arrays: its snapshot's arrays, memory-mapped, read-only; empty for a filter.
+        items: rows of the snapshot's catalogue; items published since have rows from here on.
+        users: rows in the index of users.
+        columns: the live columns of the items: keep the object, read its arrays anew for each batch.
+    """
 
     arrays: Mapping[str, AnyArray]
     items: int
     users: int
+    columns: ItemColumns
 
 
 class Channel:
@@ -118,6 +132,15 @@ class Channel:
         """Return a channel that answers from the snapshot."""
         del context
         return cls(config)
+
+    def update(self, rows: Int32Array) -> None:
+        """Take note that items were published, changed or taken down; `LoadContext.columns` already says how.
+
+        Called between two batches, on the thread that computes them.
+
+        Args:
+            rows: int32[m], each once; rows past those of before are new items.
+        """
 
     def enable(self, query: Query) -> bool:
         """Gate: whether to run for this query. Overriding it costs a Python call per query."""

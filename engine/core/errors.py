@@ -5,6 +5,8 @@ RecallError
 ├── DatasetError       a data set's file is missing, broken or breaks a rule
 ├── SnapshotError      a snapshot is missing, damaged, of another format or of another catalogue
 ├── RequestError       a request breaks a limit or names what does not exist: INVALID_ARGUMENT
+├── StateError         the state store cannot be had or used
+│   └── StateUnavailableError   it does not answer now; it may again
 ├── ContractError      a channel or filter returned what its contract forbids
 └── BuildError         an offline build cannot be done from what it was given
 """
@@ -51,6 +53,14 @@ class RequestError(RecallError):
     def __init__(self, violations: list[tuple[str, str]]) -> None:
         super().__init__("; ".join(f"{field}: {text}" for field, text in violations))
         self.violations = violations
+
+
+class StateError(RecallError):
+    """The state store cannot be had or used; the text names the address or the program."""
+
+
+class StateUnavailableError(StateError):
+    """The state store does not answer now; what it was asked may be asked again."""
 
 
 class ContractError(RecallError):

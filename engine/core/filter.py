@@ -2,37 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-import numpy as np
-
+from engine.core.candidates import FanOut
+from engine.core.channel import LoadContext
 from engine.core.options import Options
 from engine.core.query import QueryBatch
-from engine.core.types import BoolArray, Int32Array, Int64Array
-
-
-@dataclass(frozen=True, slots=True)
-class FanOut:
-    """The candidates of all channels for a batch, channel after channel, as filters and the merge see them.
-
-    Segment s = channel * queries + query owns [offsets[s], offsets[s + 1]).
-
-    Attributes:
-        rows: int32[m], catalogue rows.
-        offsets: int64[channels * queries + 1].
-        queries: how many queries the batch has.
-    """
-
-    rows: Int32Array
-    offsets: Int64Array
-    queries: int
-
-    def query_of_candidate(self) -> Int32Array:
-        """int32[m]: which query each candidate belongs to."""
-        segments = self.offsets.size - 1
-        owner = np.tile(np.arange(self.queries, dtype=np.int32), segments // max(self.queries, 1))
-        return np.repeat(owner, np.diff(self.offsets))
+from engine.core.types import BoolArray, Int64Array
 
 
 class Filter:
@@ -48,9 +24,9 @@ class Filter:
         self.config = config
 
     @classmethod
-    def load(cls, config: Any, items: int) -> Self:
-        """Return a filter for a catalogue of `items` rows."""
-        del items
+    def load(cls, config: Any, context: LoadContext) -> Self:
+        """Return a filter for a catalogue; a filter has no snapshot, so `context.arrays` is empty."""
+        del context
         return cls(config)
 
     def overfetch(self, batch: QueryBatch) -> Int64Array | None:
@@ -63,5 +39,10 @@ class Filter:
         return None
 
     def keep(self, batch: QueryBatch, candidates: FanOut) -> BoolArray | None:
-        """Return bool[m]: True where the candidate stays; None where all do."""
+        """Return bool[m]: True where the candidate stays; None where all do.
+
+        Raises:
+            StateUnavailableError: if it needs user state that could not be read. A scene that lists the filter in
+                `fail_open` goes on without it and says so in the answer; in any other the request fails.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no keep()")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from engine.core.filter import FanOut
+from engine.core.candidates import FanOut
 from engine.core.hashing import spread
 from engine.core.types import BoolArray, Int32Array, Int64Array
 

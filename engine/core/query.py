@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from engine.core.live import LiveState
 from engine.core.types import AnyArray, Float32Array, Float64Array, Int32Array, Int64Array, RaggedRows
 
 
@@ -49,6 +50,7 @@ class QueryBatch:
         latitude, longitude: float64[n] degrees; NaN where not given.
         cities: the request's city per query; "" where not given.
         devices: the request's device attributes per query.
+        live: what the state store knows of the users.
     """
 
     user_ids: AnyArray
@@ -60,6 +62,7 @@ class QueryBatch:
     longitude: Float64Array
     cities: tuple[str, ...]
     devices: tuple[dict[str, str], ...]
+    live: LiveState
 
     def __len__(self) -> int:
         return int(self.users.size)
@@ -80,12 +83,12 @@ class QueryBatch:
             longitude=np.full(n, np.nan),
             cities=("",) * n,
             devices=({},) * n,
+            live=LiveState.empty(n),
         )
 
     def alone(self, q: int) -> QueryBatch:
         """Return query q as a batch of its own, without copying columns."""
         mine = slice(int(self.history.offsets[q]), int(self.history.offsets[q + 1]))
-        skip = slice(int(self.excluded.offsets[q]), int(self.excluded.offsets[q + 1]))
         one = slice(q, q + 1)
         return QueryBatch(
             user_ids=self.user_ids[one],
@@ -96,12 +99,13 @@ class QueryBatch:
                 self.history.timestamps[mine],
                 np.array([0, mine.stop - mine.start], np.int64),
             ),
-            excluded=RaggedRows(self.excluded.rows[skip], np.array([0, skip.stop - skip.start], np.int64)),
+            excluded=self.excluded.alone(q),
             now=self.now[one],
             latitude=self.latitude[one],
             longitude=self.longitude[one],
             cities=self.cities[one],
             devices=self.devices[one],
+            live=self.live.alone(q),
         )
 
     def query(self, q: int) -> Query:

@@ -41,6 +41,11 @@ class RaggedRows:
         np.cumsum([part.size for part in lists], out=offsets[1:])
         return cls(np.concatenate(lists).astype(np.int32, copy=False), offsets)
 
+    def alone(self, q: int) -> RaggedRows:
+        """Return query q's list as that of a batch of one, without copying."""
+        part = slice(int(self.offsets[q]), int(self.offsets[q + 1]))
+        return RaggedRows(self.rows[part], np.array([0, part.stop - part.start], np.int64))
+
     @property
     def lengths(self) -> Int64Array:
         """int64[queries]: the length of each list."""

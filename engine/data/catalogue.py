@@ -10,14 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from engine.core.channel import SnapshotSink
+from engine.core.items import NO_TIME
 from engine.core.types import NO_ROW, AnyArray, Int32Array
 from engine.data.columns import CodedColumn, TagColumn, TextColumn, numbers
 from engine.data.dataset import Dataset
 from engine.data.form import File, is_number, is_tags, is_text
 from engine.data.ids import IdIndex, IdKind
-
-NO_TIME = -1
-"""What `published_at` holds where it is not known: before every real time, so the item counts as old."""
 
 AUTHOR = "author"
 """The numeric column that holds each item's author row; made from `author_id`."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from engine.config import Config, SceneConfig
-from engine.core.channel import BuildContext, Channel, LoadContext, Progress
+from engine.core.channel import BuildContext, Channel, Progress
 from engine.core.errors import ConfigError
 from engine.core.filter import Filter
 from engine.core.memory import MemorySink
@@ -19,12 +19,14 @@ from engine.core.types import Int32Array, RaggedRows
 from engine.data.catalogue import Catalogue
 from engine.data.dataset import Dataset
 from engine.data.events import EventLog
+from engine.data.live import LiveCatalogue
 from engine.data.snapshot import SnapshotStore
 from engine.offline.build import Source, build_components, usable_cores
 from engine.offline.metrics import hit_matrix, overlap_share, ranking_metrics
 from engine.offline.protocols import Part, Protocol, Split, cut
 from engine.online.hydrate import Hydrator
 from engine.online.pipeline import Pipeline
+from engine.online.replica import load_context
 from engine.online.request import Request
 from engine.state.history import SnapshotHistory, write_history
 
@@ -96,6 +98,7 @@ class World:
         threads: int | None = None,
     ) -> World:
         """Build the channels into a store, or find them there."""
+        live = LiveCatalogue.of(catalogue)
         source = _source(catalogue, split, fingerprint)
         versions = build_components(config, source, store, progress, names, threads)
         snapshots = {name: store.open(name, version, verify=False) for name, version in versions.items()}
@@ -103,8 +106,8 @@ class World:
         for name in names:
             loaded, options = config.channel(name)
             arrays = snapshots[name].arrays if name in snapshots else {}
-            channels[name] = loaded.load(options, _load_context(arrays, catalogue))
-        return cls._with(config, catalogue, split, channels, versions)
+            channels[name] = loaded.load(options, load_context(arrays, live))
+        return cls._with(config, live, split, channels, versions)
 
     @classmethod
     def in_memory(
@@ -117,6 +120,7 @@ class World:
         threads: int,
     ) -> World:
         """Build the channels in memory, for tuning."""
+        live = LiveCatalogue.of(catalogue)
         source = _source(catalogue, split, "")
         channels: dict[str, Channel] = {}
         for name in names:
@@ -127,14 +131,14 @@ class World:
                 loaded.build(
                     options, BuildContext(source.liked, columns, source.now, sink, progress, threads)
                 )
-            channels[name] = loaded.load(options, _load_context(sink.arrays, catalogue))
-        return cls._with(config, catalogue, split, channels, {})
+            channels[name] = loaded.load(options, load_context(sink.arrays, live))
+        return cls._with(config, live, split, channels, {})
 
     @classmethod
     def _with(
         cls,
         config: Config,
-        catalogue: Catalogue,
+        live: LiveCatalogue,
         split: Split,
         channels: dict[str, Channel],
         snapshots: dict[str, str],
@@ -144,11 +148,11 @@ class World:
         loaded, options = config.filter(FILTER)
         return cls(
             config,
-            catalogue,
+            live.base,
             split,
-            Hydrator(catalogue.items, catalogue.users, SnapshotHistory(history.arrays)),
+            Hydrator(live.items, live.users, SnapshotHistory(history.arrays)),
             channels,
-            {FILTER: loaded.load(options, len(catalogue.items))},
+            {FILTER: loaded.load(options, load_context({}, live))},
             snapshots,
         )
 
@@ -179,10 +183,6 @@ class World:
 def _source(catalogue: Catalogue, split: Split, fingerprint: str) -> Source:
     now = int(split.known.timestamps.max(initial=0))
     return Source(catalogue, split.known, now, f"{fingerprint}.{split.key}", {})
-
-
-def _load_context(arrays: Any, catalogue: Catalogue) -> LoadContext:
-    return LoadContext(arrays=arrays, items=len(catalogue.items), users=len(catalogue.users))
 
 
 def scene_of(

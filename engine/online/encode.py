@@ -10,6 +10,7 @@ from recall.v1 import recall_pb2 as pb
 from engine.core.candidates import ChannelStatus, TriggerKind
 from engine.core.types import Int32Array, UInt8Array
 from engine.data.ids import IdIndex
+from engine.data.live import LiveCatalogue, LiveIds
 from engine.online.candidate_bytes import TRIGGER_ID, TRIGGER_KEY, Ids, candidate_bytes
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class ResponseEncoder:
         self._filters = pipeline.filter_names
         self._trigger_kinds = [channel.trigger_kind for channel in pipeline.channels]
         merged = run.merged
-        triggers, forms = self._external_triggers(replica.catalogue.users)
+        triggers, forms = self._external_triggers(replica.catalogue)
         self._candidates, self._offsets = candidate_bytes(
             merged,
             Ids.of(self._items.encoded(merged.rows)),
@@ -95,18 +96,23 @@ class ResponseEncoder:
         ids = self._items.ids(history.rows[history.offsets[q] : history.offsets[q + 1]]).tolist()
         getattr(debug, "history_item_ids" if self._items.kind == "int64" else "history_item_keys").extend(ids)
 
-    def _external_triggers(self, users: IdIndex) -> tuple[Ids, UInt8Array]:
+    def _external_triggers(self, catalogue: LiveCatalogue) -> tuple[Ids, UInt8Array]:
         """Return the trigger of each proposal, and in which form it has one."""
         run = self._run
         rows: Int32Array = run.columns.triggers[run.merged.proposal_sources]
         numbers = rows.astype(np.int64)
         keys = np.zeros((rows.size, 0), np.uint8)
         forms = np.zeros(rows.size, np.uint8)
+        indexes: dict[TriggerKind, LiveIds | IdIndex] = {
+            TriggerKind.ITEM: catalogue.items,
+            TriggerKind.USER: catalogue.users,
+            TriggerKind.AUTHOR: catalogue.authors,
+        }
         for c, kind in enumerate(self._trigger_kinds):
             at = np.flatnonzero((run.merged.proposal_channels == c) & (rows >= 0))
             if not at.size or kind is TriggerKind.NONE:
                 continue
-            index = {TriggerKind.ITEM: self._items, TriggerKind.USER: users}.get(kind)
+            index = indexes.get(kind)
             if index is None:
                 # Rows of the other kinds mean something inside their channel alone: the number itself names them.
                 forms[at] = TRIGGER_ID

@@ -10,6 +10,7 @@ import numpy as np
 from engine.core.query import History, QueryBatch
 from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array, RaggedRows
 from engine.data.ids import IdIndex
+from engine.data.live import LiveIds
 from engine.online.request import RecentItems, Request
 from engine.state.history import UserState
 
@@ -32,7 +33,7 @@ class Hydrated:
 class Hydrator:
     """Looks ids up in the catalogue and reads the user state."""
 
-    def __init__(self, items: IdIndex, users: IdIndex, state: UserState) -> None:
+    def __init__(self, items: LiveIds, users: IdIndex, state: UserState) -> None:
         self._item_index = items
         self._user_index = users
         self._state = state
@@ -56,7 +57,10 @@ class Hydrator:
         users = self._user_index.rows(user_ids)
         unknown_recent = np.zeros(n, np.int32)
         unknown_excluded = np.zeros(n, np.int32)
-        history = self._state.read(user_ids, users)
+        now = np.array([r.now for r in requests], np.int64)
+        cities = tuple(r.city for r in requests)
+        known = self._state.read(user_ids, users, now, cities)
+        history = known.history
         if any(r.recent is not None for r in requests):
             history = self._with_recent(history, requests, unknown_recent)
         excluded = RaggedRows.empty(n)
@@ -67,11 +71,12 @@ class Hydrator:
             users=users,
             history=history,
             excluded=excluded,
-            now=np.array([r.now for r in requests], np.int64),
+            now=now,
             latitude=np.array([r.latitude for r in requests], np.float64),
             longitude=np.array([r.longitude for r in requests], np.float64),
-            cities=tuple(r.city for r in requests),
+            cities=cities,
             devices=tuple(r.device for r in requests),
+            live=known.live,
         )
         return Hydrated(batch, unknown_recent, unknown_excluded)
 

@@ -10,10 +10,17 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.config import SceneConfig
-from engine.core.candidates import CandidateBatch, Candidates, ChannelStatus, TriggerKind, check_contract
+from engine.core.candidates import (
+    CandidateBatch,
+    Candidates,
+    ChannelStatus,
+    FanOut,
+    TriggerKind,
+    check_contract,
+)
 from engine.core.channel import Channel, gates
 from engine.core.errors import ContractError
-from engine.core.filter import FanOut, Filter
+from engine.core.filter import Filter
 from engine.core.members import drop
 from engine.core.merge import Merged, merge
 from engine.core.query import QueryBatch

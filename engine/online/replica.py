@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from engine.config import Config
 from engine.core.channel import Channel, LoadContext
 from engine.core.errors import ConfigError, SnapshotError
+from engine.core.types import AnyArray
 from engine.data.catalogue import Catalogue
+from engine.data.live import LiveCatalogue
 from engine.data.snapshot import CATALOGUE, Snapshot, SnapshotStore
 from engine.online.hydrate import Hydrator
 from engine.online.pipeline import Pipeline
@@ -31,7 +33,7 @@ class Replica:
 
     release: str
     versions: Mapping[str, str]
-    catalogue: Catalogue
+    catalogue: LiveCatalogue
     pipelines: Mapping[str, Pipeline]
 
     @classmethod
@@ -59,34 +61,39 @@ class Replica:
             if needed not in snapshots:
                 raise SnapshotError(f"has no {needed}; run `recall build`", f"release {release}")
         catalogue = Catalogue.load(snapshots[CATALOGUE].arrays)
-        hydrator = Hydrator(catalogue.items, catalogue.users, SnapshotHistory(snapshots[HISTORY].arrays))
+        live = LiveCatalogue.of(catalogue)
+        hydrator = Hydrator(live.items, live.users, SnapshotHistory(snapshots[HISTORY].arrays))
         wanted = {name for scene in config.scenes.values() for name in (*scene.quotas, *scene.fallback)}
         channels = {
-            name: _load_channel(config, name, snapshots, catalogue)
-            for name in config.channels
-            if name in wanted
+            name: _load_channel(config, name, snapshots, live) for name in config.channels if name in wanted
         }
         filter_names = {name for scene in config.scenes.values() for name in scene.filters}
         filters = {}
         for name in sorted(filter_names):
             loaded, options = config.filter(name)
-            filters[name] = loaded.load(options, len(catalogue.items))
+            filters[name] = loaded.load(options, load_context({}, live))
         pipelines = {
             name: Pipeline(scene, channels, filters, hydrator, config.server.reserve_ms)
             for name, scene in config.scenes.items()
         }
         versions = {component: snapshot.manifest.version for component, snapshot in snapshots.items()}
-        return cls(release, versions, catalogue, pipelines)
+        return cls(release, versions, live, pipelines)
+
+
+def load_context(arrays: Mapping[str, AnyArray], catalogue: LiveCatalogue) -> LoadContext:
+    """Return what a channel or a filter is loaded from."""
+    base = catalogue.base
+    return LoadContext(arrays, len(base.items), len(base.users), catalogue.columns)
 
 
 def _load_channel(
-    config: Config, name: str, snapshots: Mapping[str, Snapshot], catalogue: Catalogue
+    config: Config, name: str, snapshots: Mapping[str, Snapshot], catalogue: LiveCatalogue
 ) -> Channel:
     loaded, options = config.channel(name)
     if loaded.needs_build and name not in snapshots:
         raise ConfigError("the release has no snapshot of it; run `recall build`", f"channels.{name}")
     arrays = snapshots[name].arrays if name in snapshots else {}
-    context = LoadContext(arrays=arrays, items=len(catalogue.items), users=len(catalogue.users))
+    context = load_context(arrays, catalogue)
     try:
         return loaded.load(options, context)
     except KeyError as error:

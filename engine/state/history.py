@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from engine.core.channel import SnapshotSink
 from engine.core.interactions import Interactions
+from engine.core.live import LiveState
 from engine.core.query import History
 from engine.core.ragged import take_lists
-from engine.core.types import AnyArray, Int32Array
+from engine.core.types import AnyArray, Int32Array, Int64Array
 
 HISTORY = "history"
 """The snapshot component that holds the histories."""
 
 
+@dataclass(frozen=True, slots=True)
+class UserRead:
+    """What is known of the users of a batch: their histories, and the rest."""
+
+    history: History
+    live: LiveState
+
+
 class UserState(Protocol):
     """Where the pipeline reads users from, once per batch."""
 
-    def read(self, user_ids: AnyArray, users: Int32Array) -> History:
-        """Return the stored history of each user.
+    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Sequence[str]) -> UserRead:
+        """Return what is known of each user. Never raises because a store does not answer: `live.available` says so.
 
         Args:
-            user_ids: [n] external ids.
+            user_ids: [n] external ids (int64, or str_); -1 or "" for a guest.
             users: int32[n], rows of the user index, -1 where it does not know the user.
+            now: int64[n], seconds since the epoch, the moment each query speaks of.
+            cities: [n], where each request says that the user is; "" where it does not.
         """
 
 
@@ -38,9 +50,13 @@ class SnapshotHistory:
         self._weights = arrays["weights"]
         self._timestamps = arrays["timestamps"]
 
-    def read(self, user_ids: AnyArray, users: Int32Array) -> History:
-        """Return the stored history of each user; empty where the user is unknown."""
-        del user_ids
+    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Sequence[str]) -> UserRead:
+        """Return the stored history of each user, empty where the user is unknown; nothing else is kept here."""
+        del user_ids, now, cities
+        return UserRead(self.histories(users), LiveState.empty(users.size))
+
+    def histories(self, users: Int32Array) -> History:
+        """Return the stored history of each user row; empty where it is -1."""
         if users.size == 1:  # the common case under light load: four slices, no copy
             u = int(users[0])
             part = slice(int(self._indptr[u]), int(self._indptr[u + 1])) if u >= 0 else slice(0, 0)

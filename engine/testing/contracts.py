@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.core.candidates import CandidateBatch, check_contract
+from engine.core.candidates import CandidateBatch, FanOut, check_contract
 from engine.core.channel import Channel, gates
-from engine.core.filter import FanOut, Filter
+from engine.core.filter import Filter
 from engine.core.query import QueryBatch
 from engine.core.types import BoolArray, Int32Array
 from engine.testing.world import random_batch

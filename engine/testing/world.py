@@ -9,6 +9,7 @@ import numpy as np
 
 from engine.core.channel import BuildContext, Channel, LoadContext, SilentProgress
 from engine.core.interactions import Interactions
+from engine.core.items import ItemColumns
 from engine.core.memory import MemorySink
 from engine.core.query import History, QueryBatch
 from engine.core.types import AnyArray, RaggedRows
@@ -38,6 +39,7 @@ def built_channel(
     kind: type[Channel],
     liked: Interactions,
     item_columns: Mapping[str, AnyArray] | None = None,
+    columns: ItemColumns | None = None,
     **options: Any,
 ) -> Channel:
     """Build a channel in memory and load it."""
@@ -46,7 +48,8 @@ def built_channel(
     now = int(liked.timestamps.max(initial=0))
     if kind.needs_build:
         kind.build(config, BuildContext(liked, item_columns or {}, now, sink, SilentProgress(), 2))
-    return kind.load(config, LoadContext(sink.arrays, liked.items, liked.users))
+    live = columns if columns is not None else ItemColumns(liked.items)
+    return kind.load(config, LoadContext(sink.arrays, liked.items, liked.users, live))
 
 
 def random_batch(items: int, users: int, size: int, seed: int = 0, now: int = 1_000_000) -> QueryBatch:

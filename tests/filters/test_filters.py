@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from engine.core.filter import FanOut
+from engine.core.candidates import FanOut
 from engine.core.options import Options
 from engine.core.types import RaggedRows
 from engine.testing import FilterContract, random_batch

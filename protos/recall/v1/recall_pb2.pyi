@@ -31,6 +31,12 @@ class TriggerKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TRIGGER_KIND_CLUSTER: _ClassVar[TriggerKind]
     TRIGGER_KIND_PATH: _ClassVar[TriggerKind]
     TRIGGER_KIND_CELL: _ClassVar[TriggerKind]
+
+class FilterStatus(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FILTER_STATUS_UNSPECIFIED: _ClassVar[FilterStatus]
+    FILTER_STATUS_OK: _ClassVar[FilterStatus]
+    FILTER_STATUS_UNAVAILABLE: _ClassVar[FilterStatus]
 RECENT_MODE_ADD: RecentMode
 RECENT_MODE_OVERRIDE: RecentMode
 CHANNEL_STATUS_UNSPECIFIED: ChannelStatus
@@ -47,6 +53,9 @@ TRIGGER_KIND_AUTHOR: TriggerKind
 TRIGGER_KIND_CLUSTER: TriggerKind
 TRIGGER_KIND_PATH: TriggerKind
 TRIGGER_KIND_CELL: TriggerKind
+FILTER_STATUS_UNSPECIFIED: FilterStatus
+FILTER_STATUS_OK: FilterStatus
+FILTER_STATUS_UNAVAILABLE: FilterStatus
 
 class RecallRequest(_message.Message):
     __slots__ = ("user_id", "user_key", "scene", "limit", "context", "recent_items", "recent_mode", "exclude_item_ids", "exclude_item_keys", "channel_overrides", "debug", "request_id")
@@ -126,7 +135,7 @@ class ChannelOverride(_message.Message):
     def __init__(self, channel: _Optional[str] = ..., quota: _Optional[int] = ..., off: bool = ...) -> None: ...
 
 class RecallResponse(_message.Message):
-    __slots__ = ("request_id", "candidates", "channels", "filters", "release", "snapshots", "unknown", "debug")
+    __slots__ = ("request_id", "candidates", "channels", "filters", "release", "snapshots", "unknown", "debug", "log_offset")
     class SnapshotsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -142,6 +151,7 @@ class RecallResponse(_message.Message):
     SNAPSHOTS_FIELD_NUMBER: _ClassVar[int]
     UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     DEBUG_FIELD_NUMBER: _ClassVar[int]
+    LOG_OFFSET_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
     channels: _containers.RepeatedCompositeFieldContainer[ChannelReport]
@@ -150,7 +160,8 @@ class RecallResponse(_message.Message):
     snapshots: _containers.ScalarMap[str, str]
     unknown: UnknownIds
     debug: DebugInfo
-    def __init__(self, request_id: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., channels: _Optional[_Iterable[_Union[ChannelReport, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[FilterReport, _Mapping]]] = ..., release: _Optional[str] = ..., snapshots: _Optional[_Mapping[str, str]] = ..., unknown: _Optional[_Union[UnknownIds, _Mapping]] = ..., debug: _Optional[_Union[DebugInfo, _Mapping]] = ...) -> None: ...
+    log_offset: str
+    def __init__(self, request_id: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., channels: _Optional[_Iterable[_Union[ChannelReport, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[FilterReport, _Mapping]]] = ..., release: _Optional[str] = ..., snapshots: _Optional[_Mapping[str, str]] = ..., unknown: _Optional[_Union[UnknownIds, _Mapping]] = ..., debug: _Optional[_Union[DebugInfo, _Mapping]] = ..., log_offset: _Optional[str] = ...) -> None: ...
 
 class Candidate(_message.Message):
     __slots__ = ("item_id", "item_key", "score", "proposals")
@@ -199,12 +210,14 @@ class ChannelReport(_message.Message):
     def __init__(self, channel: _Optional[str] = ..., status: _Optional[_Union[ChannelStatus, str]] = ..., trigger_kind: _Optional[_Union[TriggerKind, str]] = ..., returned: _Optional[int] = ..., eligible: _Optional[int] = ..., kept: _Optional[int] = ..., microseconds: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
 
 class FilterReport(_message.Message):
-    __slots__ = ("filter", "removed")
+    __slots__ = ("filter", "removed", "status")
     FILTER_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
     filter: str
     removed: int
-    def __init__(self, filter: _Optional[str] = ..., removed: _Optional[int] = ...) -> None: ...
+    status: FilterStatus
+    def __init__(self, filter: _Optional[str] = ..., removed: _Optional[int] = ..., status: _Optional[_Union[FilterStatus, str]] = ...) -> None: ...
 
 class UnknownIds(_message.Message):
     __slots__ = ("user", "recent_items", "exclude_items")
@@ -217,16 +230,28 @@ class UnknownIds(_message.Message):
     def __init__(self, user: bool = ..., recent_items: _Optional[int] = ..., exclude_items: _Optional[int] = ...) -> None: ...
 
 class DebugInfo(_message.Message):
-    __slots__ = ("stages", "history_item_ids", "history_item_keys", "batch_size")
+    __slots__ = ("stages", "history_item_ids", "history_item_keys", "batch_size", "removed")
     STAGES_FIELD_NUMBER: _ClassVar[int]
     HISTORY_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     HISTORY_ITEM_KEYS_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
     stages: _containers.RepeatedCompositeFieldContainer[StageTiming]
     history_item_ids: _containers.RepeatedScalarFieldContainer[int]
     history_item_keys: _containers.RepeatedScalarFieldContainer[str]
     batch_size: int
-    def __init__(self, stages: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ..., history_item_ids: _Optional[_Iterable[int]] = ..., history_item_keys: _Optional[_Iterable[str]] = ..., batch_size: _Optional[int] = ...) -> None: ...
+    removed: _containers.RepeatedCompositeFieldContainer[RemovedItems]
+    def __init__(self, stages: _Optional[_Iterable[_Union[StageTiming, _Mapping]]] = ..., history_item_ids: _Optional[_Iterable[int]] = ..., history_item_keys: _Optional[_Iterable[str]] = ..., batch_size: _Optional[int] = ..., removed: _Optional[_Iterable[_Union[RemovedItems, _Mapping]]] = ...) -> None: ...
+
+class RemovedItems(_message.Message):
+    __slots__ = ("filter", "item_ids", "item_keys")
+    FILTER_FIELD_NUMBER: _ClassVar[int]
+    ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    ITEM_KEYS_FIELD_NUMBER: _ClassVar[int]
+    filter: str
+    item_ids: _containers.RepeatedScalarFieldContainer[int]
+    item_keys: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, filter: _Optional[str] = ..., item_ids: _Optional[_Iterable[int]] = ..., item_keys: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class StageTiming(_message.Message):
     __slots__ = ("stage", "microseconds")

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.core.filter import FanOut
+from engine.core.candidates import FanOut
 from engine.core.members import drop, not_members, not_members_reference
 
 

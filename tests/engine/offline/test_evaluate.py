@@ -20,6 +20,7 @@ from engine.core.merge import MergeMode
 from engine.data.catalogue import Catalogue
 from engine.data.dataset import Dataset, write_dataset
 from engine.data.events import EventLog
+from engine.data.live import columns_of
 from engine.data.sample import sample_path
 from engine.data.snapshot import SnapshotStore
 from engine.offline.evaluate import Report, evaluate, restricted, scene_of
@@ -218,7 +219,8 @@ def lists_by_hand(
         columns = catalogue.item_columns()
         kind.build(options, BuildContext(split.known, columns, now, sink, SilentProgress(), 1))
         channels[name] = kind.load(
-            options, LoadContext(sink.arrays, len(catalogue.items), len(catalogue.users))
+            options,
+            LoadContext(sink.arrays, len(catalogue.items), len(catalogue.users), columns_of(catalogue)),
         )
     history = MemorySink()
     write_history(history, split.known, config.history.keep)

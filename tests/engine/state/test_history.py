@@ -22,7 +22,7 @@ def stored(keep: int = 100, liked=LIKED) -> SnapshotHistory:
 
 
 def read(history: SnapshotHistory, *users: int) -> History:
-    return history.read(NO_IDS, np.array(users, np.int32))
+    return history.histories(np.array(users, np.int32))
 
 
 def columns(history: History, q: int) -> list[bytes]:

@@ -1,0 +1,157 @@
+"""What channels and filters see of the items while serving: a column each, rows published since the snapshot included."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from engine.core.types import (
+    NO_ROW,
+    AnyArray,
+    BoolArray,
+    Float32Array,
+    Int32Array,
+    Int64Array,
+)
+
+NO_TIME = -1
+"""What `published_at` holds where it is not known: before every real time, so the item counts as old."""
+
+_COLUMNS = {
+    "keys": (np.int64, 0),
+    "available": (np.bool_, True),
+    "authors": (np.int32, NO_ROW),
+    "cities": (np.int32, NO_ROW),
+    "published_at": (np.int64, NO_TIME),
+    "quality": (np.float32, np.nan),
+    "latitude": (np.float32, np.nan),
+    "longitude": (np.float32, np.nan),
+    "tag_starts": (np.int64, 0),
+    "tag_counts": (np.int32, 0),
+}
+
+
+class ItemColumns:
+    """The live columns: rows [0, len) of each are items, those of the snapshot first.
+
+    They change between two batches only, on the thread that computes them. Arrays are replaced when they grow, so read
+    them from here each time and keep none.
+
+    Attributes (properties; n rows):
+        keys: int64[n], the key of each item's external id (`engine.core.keys`).
+        available: bool[n], False where taken down.
+        authors: int32[n], author rows; -1 where not known.
+        cities: int32[n], codes of `city_codes`; -1 where not known.
+        published_at: int64[n], seconds since the epoch; -1 where not known.
+        quality: float32[n]; NaN where not known.
+        latitude, longitude: float32[n] degrees; NaN where not known.
+        tag_starts, tag_counts: int64[n], int32[n]; item r has tag_codes[tag_starts[r] : tag_starts[r] + tag_counts[r]].
+        tag_codes: int32[...], codes of `tag_vocabulary`.
+        city_codes, tag_vocabulary: code of each string.
+    """
+
+    def __init__(self, rows: int) -> None:
+        """Make the columns of `rows` items of whom nothing is known."""
+        self._rows = rows
+        self._columns: dict[str, AnyArray] = {
+            name: np.full(rows, missing, dtype) for name, (dtype, missing) in _COLUMNS.items()
+        }
+        self._columns["keys"] = np.arange(rows, dtype=np.int64)
+        self._tag_codes: Int32Array = np.empty(0, np.int32)
+        self._tags = 0
+        self.city_codes: dict[str, int] = {}
+        self.tag_vocabulary: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def _view(self, name: str) -> AnyArray:
+        return self._columns[name][: self._rows]
+
+    @property
+    def keys(self) -> Int64Array:
+        """int64[n]."""
+        return self._view("keys")
+
+    @property
+    def available(self) -> BoolArray:
+        """bool[n]."""
+        return self._view("available")
+
+    @property
+    def authors(self) -> Int32Array:
+        """int32[n]."""
+        return self._view("authors")
+
+    @property
+    def cities(self) -> Int32Array:
+        """int32[n]."""
+        return self._view("cities")
+
+    @property
+    def published_at(self) -> Int64Array:
+        """int64[n]."""
+        return self._view("published_at")
+
+    @property
+    def quality(self) -> Float32Array:
+        """float32[n]."""
+        return self._view("quality")
+
+    @property
+    def latitude(self) -> Float32Array:
+        """float32[n]."""
+        return self._view("latitude")
+
+    @property
+    def longitude(self) -> Float32Array:
+        """float32[n]."""
+        return self._view("longitude")
+
+    @property
+    def tag_starts(self) -> Int64Array:
+        """int64[n]."""
+        return self._view("tag_starts")
+
+    @property
+    def tag_counts(self) -> Int32Array:
+        """int32[n]."""
+        return self._view("tag_counts")
+
+    @property
+    def tag_codes(self) -> Int32Array:
+        """int32[...]."""
+        return self._tag_codes[: self._tags]
+
+    def set(self, name: str, values: AnyArray) -> None:
+        """Fill a column of all rows: [n], of any dtype that casts to the column's."""
+        self._view(name)[:] = values
+
+    def set_tags(self, offsets: Int64Array, codes: Int32Array) -> None:
+        """Fill the tags of all rows: row r has codes[offsets[r]:offsets[r + 1]]."""
+        self._tag_codes, self._tags = codes.astype(np.int32), codes.size
+        self.set("tag_starts", offsets[:-1])
+        self.set("tag_counts", np.diff(offsets))
+
+    def grow(self, rows: int) -> None:
+        """Make room for `rows` items in all; new ones begin with nothing known."""
+        if rows > self._columns["keys"].size:
+            room = max(rows, self._columns["keys"].size * 5 // 4, 1024)
+            for name, (dtype, missing) in _COLUMNS.items():
+                wider: AnyArray = np.full(room, missing, dtype)
+                wider[: self._rows] = self._view(name)
+                self._columns[name] = wider
+        self._rows = max(rows, self._rows)
+
+    def put_tags(self, row: int, codes: Iterable[int]) -> None:
+        """Give one item its tags; what it had is forgotten."""
+        new = np.fromiter(codes, np.int32)
+        end = self._tags + new.size
+        if end > self._tag_codes.size:
+            wider = np.zeros(max(end, self._tag_codes.size * 5 // 4, 1024), np.int32)
+            wider[: self._tags] = self.tag_codes
+            self._tag_codes = wider
+        self._tag_codes[self._tags : end] = new
+        self.tag_starts[row], self.tag_counts[row] = self._tags, new.size
+        self._tags = end
