@@ -8,41 +8,68 @@ import numpy as np
 
 from engine.core.candidates import CandidateBatch
 from engine.core.channel import BuildContext, Channel, LoadContext
-from engine.core.options import Options
+from engine.core.items import ItemColumns
+from engine.core.postings import (
+    NO_KEY,
+    SECONDS_PER_DAY,
+    GateOptions,
+    PostingLists,
+    Reading,
+    Wanted,
+    write_posting_lists,
+)
 from engine.core.query import QueryBatch
-from engine.core.ranking import front
-from engine.core.types import Float32Array, Int32Array
+from engine.core.types import Int32Array, Int64Array
+
+
+class FreshOptions(GateOptions):
+    """Options of the fresh channel."""
 
 
 class Fresh(Channel):
-    """Items by time of publication, newest first; the score is minus the age in days at the build.
+    """Items by time of publication, newest first; the score is minus the age in days.
 
     Items of no known publication time are left out; a catalogue without the column gives an empty channel.
     """
 
-    def __init__(self, config: Options, rows: Int32Array, scores: Float32Array) -> None:
+    Config = FreshOptions
+
+    def __init__(self, config: FreshOptions, posts: PostingLists, columns: ItemColumns) -> None:
         super().__init__(config)
-        self._rows = rows
-        self._scores = scores
+        self._posts = posts
+        self._columns = columns
+        # At one half-life a day the score of a list of weight 1 is minus the age in days.
+        self._reading = Reading(
+            SECONDS_PER_DAY, config.min_quality, max_age=config.max_age_days * SECONDS_PER_DAY
+        )
 
     @classmethod
-    def build(cls, config: Options, context: BuildContext) -> None:
-        """Write `rows` and `scores`, newest first."""
-        del config
-        published = context.item_columns.get("published_at")
-        context.progress.start("fresh", context.interactions.items)
-        known = np.flatnonzero(published >= 0) if published is not None else np.empty(0, np.int64)
-        times = published[known] if published is not None else np.empty(0, np.int64)
-        order = np.argsort(-times, kind="stable")
-        context.sink.write("rows", known[order].astype(np.int32))
-        context.sink.write("scores", ((times[order] - context.now) / 86_400).astype(np.float32))
-        context.progress.advance(context.interactions.items)
+    def build(cls, config: FreshOptions, context: BuildContext) -> None:
+        """Write the one posting list."""
+        items = context.interactions.items
+        context.progress.start("fresh", items)
+        published = context.item_columns.get("published_at", np.full(items, -1, np.int64))
+        write_posting_lists(context.sink, _dated(published), published, lists=1)
+        context.progress.advance(items)
 
     @classmethod
-    def load(cls, config: Options, context: LoadContext) -> Self:
-        """Map the ranking."""
-        return cls(config, context.arrays["rows"], context.arrays["scores"])
+    def load(cls, config: FreshOptions, context: LoadContext) -> Self:
+        """Map the list."""
+        return cls(config, PostingLists.load(context.arrays, context.columns), context.columns)
+
+    def update(self, rows: Int32Array) -> None:
+        """Put items where their times of publication say."""
+        self._posts.update(rows, _dated(self._columns.published_at[rows]))
 
     def recall_batch(self, batch: QueryBatch, k: Int32Array) -> CandidateBatch:
-        """Answer every query with the front of the one ranking."""
-        return front(self._rows, self._scores, k)
+        """Answer every query with the newest items that are published by its time."""
+        n = k.size
+        wanted = Wanted(
+            np.arange(n + 1), np.zeros(n, np.int64), np.ones(n, np.float32), np.full(n, -1, np.int32)
+        )
+        return self._posts.read(wanted, self._reading, batch.now, k)
+
+
+def _dated(published: Int64Array) -> Int64Array:
+    """int64[n]: list 0 for items of known time, none for the others."""
+    return np.where(published >= 0, 0, NO_KEY)

@@ -70,6 +70,9 @@ class ItemCFOptions(Options):
     top_k: Annotated[int, Field(ge=1, le=10_000), Online(), Tune(10, 200, log=True)] = 10
     """Neighbours taken per trigger."""
 
+    source: Annotated[Literal["history", "trigger"], Online()] = "history"
+    """`history`: what the user liked is what neighbours are looked up of. `trigger`: the request's trigger items are."""
+
 
 class ItemCF(Channel):
     """Recalls the neighbours of what the user liked most recently; scores of an item reached twice add up."""
@@ -99,7 +102,8 @@ class ItemCF(Channel):
     def recall_batch(self, batch: QueryBatch, k: Int32Array) -> CandidateBatch:
         """Gather last_n x top_k neighbours per query."""
         config = self.config
-        return self._lists.recall(batch.history, config.last_n, config.top_k, config.recency_half_life, k)
+        items = batch.trigger_items() if config.source == "trigger" else batch.history
+        return self._lists.recall(items, config.last_n, config.top_k, config.recency_half_life, k)
 
 
 def itemcf_neighbours(

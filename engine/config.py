@@ -11,9 +11,10 @@ from pydantic import BeforeValidator, Field, ValidationError
 
 from engine.core.channel import Channel
 from engine.core.errors import ConfigError
+from engine.core.exposure import LARGEST_LINK
 from engine.core.filter import Filter
 from engine.core.merge import MergeMode
-from engine.core.options import Options
+from engine.core.options import Options, build_parameters
 from engine.plugins import channel_class, filter_class
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
@@ -52,6 +53,9 @@ class ServerConfig(Options):
 
     drain_seconds: float = Field(default=10.0, ge=0)
     """After SIGTERM: how long requests in flight may take."""
+
+    metrics_port: int = Field(default=0, ge=0, le=65535)
+    """Port of the HTTP server that Prometheus collects metrics from; 0 is none."""
 
 
 class HistoryConfig(Options):
@@ -150,7 +154,7 @@ class SceneConfig(Options):
     rank_constant: float = Field(default=60.0, gt=0)
     """Constant of the reciprocal-rank score."""
 
-    filters: tuple[Name, ...] = ("seen", "excluded")
+    filters: tuple[Name, ...] = ("availability", "seen", "excluded", "exposure", "dislikes")
     """Filters, in the order they are asked."""
 
     fail_open: tuple[Name, ...] = ("exposure", "dislikes")
@@ -184,6 +188,13 @@ class Config(Options):
     channel_types: dict[str, str] = Field(default={})
     """Channel name -> entry point; filled from `type`, which defaults to the name."""
 
+    channel_snapshots: dict[str, str] = Field(default={})
+    """Channel name -> the channel whose snapshot it loads, where that is another; filled from `snapshot`."""
+
+    def snapshot_of(self, name: str) -> str:
+        """Return the name of the channel whose snapshot a channel loads: its own, unless it says `snapshot`."""
+        return self.channel_snapshots.get(name, name)
+
     def channel(self, name: str) -> tuple[type[Channel], Options]:
         """Return the class and the options of a declared channel."""
         return channel_class(self.channel_types[name]), self.channels[name]
@@ -204,10 +215,12 @@ class Config(Options):
                 )
             merged = {**channels[name].model_dump(exclude_unset=True), **values}
             channels[name] = _typed(type(channels[name]), merged, f"{field}.{name}")
+        for name, lender in self.channel_snapshots.items():
+            channels[name] = _with_lent(channels[name], channels[lender], lender, f"{field}.{name}")
         return self.model_copy(update={"channels": channels})
 
 
-RESERVED = ("catalogue", "history", "releases", "current")
+RESERVED = ("catalogue", "history", "releases", "current", "state")
 """Names that a channel cannot have: the store uses them."""
 
 SECTIONS = ("store", "server", "history", "state", "interest", "min_rating", "channels", "filters", "scenes")
@@ -267,6 +280,7 @@ def parse_config(raw: dict[str, Any], lenient: bool = False) -> Config:
             if not isinstance(value, dict):
                 raise ConfigError("expected a table", f"{section}.{name}")
     types: dict[str, str] = {}
+    lenders: dict[str, str] = {}
     channels: dict[str, Options] = {}
     for name, values in raw.get("channels", {}).items():
         values = dict(values)
@@ -277,8 +291,13 @@ def parse_config(raw: dict[str, Any], lenient: bool = False) -> Config:
             loaded = channel_class(kind)
         except ConfigError as error:
             raise ConfigError(str(error), f"channels.{name}") from error
+        if "snapshot" in values:
+            lenders[name] = values.pop("snapshot")
         types[name] = kind
         channels[name] = _typed(loaded.Config, values, f"channels.{name}")
+    for name, lender in lenders.items():
+        _check_lender(name, lender, types, lenders)
+        channels[name] = _with_lent(channels[name], channels[lender], lender, f"channels.{name}")
     filters: dict[str, Options] = {}
     for name, values in raw.get("filters", {}).items():
         try:
@@ -286,12 +305,50 @@ def parse_config(raw: dict[str, Any], lenient: bool = False) -> Config:
         except ConfigError as error:
             raise ConfigError(str(error), f"filters.{name}") from error
         filters[name] = _typed(options, values, f"filters.{name}")
-    raw |= {"channels": channels, "filters": filters, "channel_types": types}
+    raw |= {
+        "channels": channels,
+        "filters": filters,
+        "channel_types": types,
+        "channel_snapshots": lenders,
+    }
     config: Config = _typed(Config, raw, "")
     errors = [problem for problem in cross_check(config) if problem.severity == "error"]
     if errors and not lenient:
         raise ConfigError(errors[0].text, errors[0].field)
     return config
+
+
+def _check_lender(name: str, lender: Any, types: dict[str, str], lenders: dict[str, str]) -> None:
+    """Refuse a `snapshot` that cannot be loaded by the channel that names it."""
+    text = ""
+    if not isinstance(lender, str) or lender not in types or lender == name:
+        others = ", ".join(other for other in types if other != name)
+        text = f"expected the name of another channel, got {lender!r}; declared: {others or 'none'}"
+    elif lender in lenders:
+        text = f"{lender!r} has no snapshot of its own; name {lenders[lender]!r}, whose snapshot it loads"
+    else:
+        mine, theirs = channel_class(types[name]), channel_class(types[lender])
+        if not (mine.needs_build and theirs.needs_build):
+            text = f"{(name if theirs.needs_build else lender)!r} has no snapshot: it is not built"
+        elif getattr(mine.build, "__func__", mine) is not getattr(theirs.build, "__func__", theirs):
+            text = f"{lender!r} is a {types[lender]!r}, which builds other arrays than a {types[name]!r} loads"
+    if text:
+        raise ConfigError(text, f"channels.{name}.snapshot")
+
+
+def _with_lent(own: Options, lent: Options, lender: str, field: str) -> Options:
+    """Return a channel's options with those that the build reads taken from the channel whose snapshot it loads.
+
+    Raises:
+        ConfigError: it sets one of them itself, to something else.
+    """
+    built = build_parameters(lent)
+    for option in built:
+        if option in own.model_fields_set and getattr(own, option) != getattr(lent, option):
+            text = f"the snapshot is that of {lender!r}, which is built with {getattr(lent, option)!r}"
+            raise ConfigError(f"{text}; leave it out, or leave `snapshot` out", f"{field}.{option}")
+    values = {name: getattr(lent if name in built else own, name) for name in type(own).model_fields}
+    return type(own).model_construct(_fields_set=set(own.model_fields_set), **values)
 
 
 def _typed(model: type[Any], values: dict[str, Any], field: str) -> Any:
@@ -339,6 +396,10 @@ def cross_check(config: Config) -> Iterator[Finding]:
         yield Finding(
             severity="error", field="interest", text="no event kind has points, so nobody likes anything"
         )
+    exposure = config.state.exposure
+    if exposure.planned * exposure.bits > LARGEST_LINK:
+        text = f"{exposure.planned} exposures of {exposure.bits} bits are above {LARGEST_LINK:,} bits in all"
+        yield Finding(severity="error", field="state.exposure.planned", text=text)
     for scene_name, scene in config.scenes.items():
         at = f"scenes.{scene_name}"
         for key, names in (
@@ -356,6 +417,11 @@ def cross_check(config: Config) -> Iterator[Finding]:
                 config.filter(name)
             except ConfigError as error:
                 yield Finding(severity="error", field=f"{at}.filters", text=str(error))
+        for name in scene.fail_open:  # one that the scene does not have is fine: the default names two
+            try:
+                filter_class(name)
+            except ConfigError as error:
+                yield Finding(severity="error", field=f"{at}.fail_open", text=str(error))
         for name in scene.fallback:
             if name in scene.quotas:
                 text = f"{name!r} has a quota too; a channel is either asked always or only as a fallback"
@@ -382,6 +448,7 @@ def cross_check(config: Config) -> Iterator[Finding]:
         if not scene.fallback:
             text = "no fallback: an unknown user gets an empty answer"
             yield Finding(severity="warning", field=f"{at}.fallback", text=text)
+    used |= {config.snapshot_of(name) for name in used}
     for name in config.channels:
         if name not in used:
             yield Finding(severity="warning", field=f"channels.{name}", text="declared, but no scene uses it")

@@ -79,9 +79,10 @@ def test_every_option_stands_with_its_default(section: str) -> None:
     fields = MODELS[section].model_fields
     assert list(rows) == list(fields)
     for name, field in fields.items():
-        expected = "required" if field.is_required() else f"`{toml(field.default)}`"
         if isinstance(field.default, Options):
-            expected = "see below"
+            expected = "see below"  # a table of its own
+        else:
+            expected = "required" if field.is_required() else f"`{toml(field.default)}`"
         assert rows[name]["default"] == expected, name
         for word in allowed(field):
             assert word in rows[name]["allowed"], name
@@ -121,6 +122,7 @@ def test_limits_of_the_api_are_those_of_the_wire() -> None:
     limits = {
         "`recent_items`": wire.MAX_RECENT,
         "`exclude_item_keys`": wire.MAX_EXCLUDED,
+        "`trigger_item_keys`": wire.MAX_TRIGGERS,
         "`channel_overrides`": wire.MAX_OVERRIDES,
         "`context.device`": wire.MAX_DEVICE,
         "`context.city`": wire.MAX_TEXT_BYTES,

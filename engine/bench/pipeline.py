@@ -7,25 +7,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from engine.bench.made_up import CITIES, MadeUpState, city_centres, city_name, made_up_catalogue
 from engine.bench.report import circumstances, spread
 from engine.config import Config
 from engine.core.channel import Progress
-from engine.data.catalogue import Catalogue
-from engine.data.columns import TextColumn
-from engine.data.ids import IdIndex
 from engine.data.snapshot import SnapshotStore
 from engine.offline.build import Source, build_components
 from engine.offline.cache import remember
 from engine.offline.evaluate import scene_of
 from engine.offline.synthetic import synthetic_interactions
+from engine.online.hydrate import Hydrator
 from engine.online.pipeline import Pipeline
 from engine.online.replica import Replica
 from engine.online.request import Request
+from engine.state.history import HISTORY, SnapshotHistory
 
 EVENTS_PER_USER = 60
 USERS_PER_ITEM = 0.2
+LATITUDES, LONGITUDES = city_centres()
 KEEP = 2
 """Worlds that stay in the store: one of a million items takes gigabytes."""
 
@@ -52,7 +52,7 @@ def bench_pipeline(
         repetitions: how often the requests are timed; the spread is over these.
         requests: per repetition and batch size.
     """
-    pipeline, users = _world(config, channels, items, limit, store, progress)
+    pipeline, users, now = _world(config, channels, items, limit, store, progress)
     progress.start("requests", 2 * (repetitions + 1))
     rng = np.random.default_rng(5)
     report = circumstances() | {
@@ -67,7 +67,7 @@ def bench_pipeline(
         parts: dict[str, list[float]] = {}
         for round_ in range(repetitions + 1):  # the first warms caches and kernels up and is not counted
             asked = rng.integers(0, users, (requests // size, size))
-            batches = [[Request(user_id=user, limit=limit) for user in row] for row in asked.tolist()]
+            batches = [[_request(user, limit, now) for user in row] for row in asked.tolist()]
             sums: dict[str, float] = {}
             started = time.process_time()
             for batch in batches:
@@ -90,27 +90,31 @@ def bench_pipeline(
     return report
 
 
+def _request(user: int, limit: int, now: int) -> Request:
+    """Return a request from the middle of a city, which asks for more like the item of the user's own number."""
+    city = user % CITIES
+    return Request(
+        user_id=user,
+        limit=limit,
+        now=now,
+        latitude=float(LATITUDES[city]),
+        longitude=float(LONGITUDES[city]),
+        city=city_name(city),
+        triggers=np.array([user], np.int64),
+    )
+
+
 def _world(
     config: Config, channels: Sequence[str], items: int, limit: int, store: SnapshotStore, progress: Progress
-) -> tuple[Pipeline, int]:
+) -> tuple[Pipeline, int, int]:
     users = max(10, int(items * USERS_PER_ITEM))
     progress.start("making the world", 1)
     liked = synthetic_interactions(users, items, users * EVENTS_PER_USER)
     progress.advance()
-    empty = IdIndex.of(np.empty(0, np.int64))
-    catalogue = Catalogue(
-        items=IdIndex.of(np.arange(items, dtype=np.int64)),
-        users=IdIndex.of(np.arange(users, dtype=np.int64)),
-        authors=empty,
-        author_names=TextColumn.of(pa.array([], pa.large_string())),
-        numeric={},
-        coded={},
-        texts={},
-        tags={},
-        skipped=(),
-    )
-    key = f"synthetic.{users}.{items}.{EVENTS_PER_USER}"
-    source = Source(catalogue, liked, int(liked.timestamps.max()), key, {})
+    now = int(liked.timestamps.max())
+    catalogue = made_up_catalogue(users, items, now)
+    key = f"made up.{users}.{items}.{EVENTS_PER_USER}"
+    source = Source(catalogue, liked, now, key, {})
     fallback = [name for name in config.scenes["default"].fallback if name not in channels]
     versions = build_components(config, source, store, progress, [*channels, *fallback])
     remember(store, versions, KEEP)
@@ -118,4 +122,7 @@ def _world(
     scene = scene.model_copy(update={"filters": config.scenes["default"].filters})
     config = config.model_copy(update={"scenes": {"default": scene}})
     snapshots = {name: store.open(name, version, verify=False) for name, version in versions.items()}
-    return Replica.of(config, "bench", snapshots).pipelines["default"], users
+    replica = Replica.of(config, "bench", snapshots)
+    live, state = replica.catalogue, MadeUpState.of(SnapshotHistory(snapshots[HISTORY].arrays), catalogue)
+    hydrator = Hydrator(live.items, live.users, state, live.authors, live.columns)
+    return Pipeline(scene, dict(replica.channels), dict(replica.filters), hydrator), users, now

@@ -20,6 +20,7 @@ from engine.cli.check import check
 from engine.cli.data import app as data_app
 from engine.cli.demo import demo
 from engine.cli.evaluate import evaluate
+from engine.cli.ingest import ingest
 from engine.cli.query import query
 from engine.cli.releases import app as releases_app
 from engine.cli.serve import serve
@@ -71,6 +72,7 @@ app.command("demo")(demo)
 app.command("build")(build)
 app.command("serve")(serve)
 app.command("query")(query)
+app.command("ingest")(ingest)
 app.command("check")(check)
 app.command("eval")(evaluate)
 app.command("tune")(tune)

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from engine.data.snapshot import SnapshotStore
     from engine.state.history import SnapshotHistory
 
+_REMOVED_SHOWN = 20
+"""Items per filter that are named; --json has all."""
+
 _STATUS_STYLES = {"OK": "green", "ERROR": "bold red", "TIMEOUT": "yellow"}
 
 
@@ -171,10 +174,18 @@ def _show_reports(out: Console, result: RecallResult) -> None:
     removed = ", ".join(f"{report.filter} {report.removed:,}" for report in result.filters)
     if removed:
         out.print(Text(f"\nremoved by filters: {removed}"))
+    for name in (report.filter for report in result.filters if report.status == "UNAVAILABLE"):
+        text = f"The filter {name} could not read the user's state and let everything pass."
+        out.print(Text(text, "yellow"))
     if result.debug is not None:
         stages = ", ".join(f"{stage} {spent:,} µs" for stage, spent in result.debug.stages.items())
         out.print(Text(f"stages of a batch of {result.debug.batch_size}: {stages}"))
         out.print(Text(f"history that the channels saw: {len(result.debug.history):,} items"))
+        for name, ids in result.debug.removed.items():
+            if ids:
+                more = f" and {len(ids) - _REMOVED_SHOWN:,} more" if len(ids) > _REMOVED_SHOWN else ""
+                first = ", ".join(str(id_) for id_ in ids[:_REMOVED_SHOWN])
+                out.print(Text(f"removed by {name}: {first}{more}"))
     out.print(Text(f"release {result.release}, request {result.request_id}", "dim"))
 
 
@@ -182,7 +193,12 @@ def _show_unknown(out: Console, result: RecallResult) -> None:
     unknown = result.unknown
     if unknown.user:
         out.print("The catalogue does not know this user.", style="yellow")
-    for count, what in ((unknown.recent_items, "recent"), (unknown.exclude_items, "excluded")):
+    counts = {
+        "recent": unknown.recent_items,
+        "excluded": unknown.exclude_items,
+        "trigger": unknown.trigger_items,
+    }
+    for what, count in counts.items():
         if count:
             out.print(f"The catalogue does not know {count:,} of the {what} items.", style="yellow")
 

@@ -161,6 +161,73 @@ def bench_scaling(
     _show_where(report)
 
 
+@app.command("exposure")
+def bench_exposure(
+    items: Annotated[int, typer.Option(min=100, max=LARGEST, help="Size of the catalogue.")] = 100_000,
+    candidates: Annotated[int, typer.Option(min=1, max=1_000_000, help="Checked at once.")] = 1500,
+    repetitions: Annotated[int, typer.Option(min=1, help="How often the checks are timed.")] = 7,
+    checks: Annotated[int, typer.Option(min=1, help="Checks per repetition.")] = 200,
+    trials: Annotated[int, typer.Option(min=1, help="Users per row of the false positives.")] = 20,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time the exposure check of one user's candidates, CPU time, beside pybloom-live, and count false positives."""
+    from engine.bench.exposure import bench_exposure
+    from engine.core.exposure import ExposureLayout
+
+    options = configured(config, None).state.exposure
+    layout = ExposureLayout(options.planned, options.bits, options.hashes)
+    with console.BuildProgress() as progress:
+        report = bench_exposure(layout, items, candidates, progress, repetitions, checks, trials)
+    if as_json:
+        print_json(report)
+        return
+    _show_spreads(report, [name for name in ("check_us", "pybloom_us") if name in report])
+    if "pybloom_us" in report:
+        times = report["pybloom_us"] / report["check_us"]
+        console.output().print(f"pybloom-live takes {times:,.0f} times as long.")
+    else:
+        console.output().print("pybloom-live is not installed: pip install 'recall-engine[pybloom]'")
+    names = ("slices", "times planned", "bytes per slice", "false positives", "min", "max")
+    rows = console.table(*((each, "right") for each in names))
+    for row in report["false_positives"]:
+        rates = (f"{row[key]:.3%}" for key in ("rate", "rate_min", "rate_max"))
+        rows.add_row(str(row["slices"]), f"{row['times']:g}", f"{row['bytes']:,}", *rates)
+    console.output().print()
+    console.output().print(rows)
+    _show_where(report)
+
+
+@app.command("live")
+def bench_live(
+    rate: Annotated[float, typer.Option(min=1, max=10_000, help="Items published a second.")] = 200.0,
+    seconds: Annotated[float, typer.Option(min=1, help="How long.")] = 30.0,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Server processes on one state store.")] = 2,
+    load: Annotated[float, typer.Option(min=0, help="Requests of other users a second, beside.")] = 20.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve the bundled sample, publish items, and time how soon every worker recalls each of them."""
+    import tempfile
+
+    from engine.bench.live import bench_live
+
+    with console.BuildProgress() as progress, tempfile.TemporaryDirectory(prefix="recall-live-") as folder:
+        report = bench_live(Path(folder), rate, seconds, workers, load, progress)
+    if as_json:
+        print_json(report)
+        return
+    rows = console.table("ms", *((each, "right") for each in ("p50", "p99", "max", "never seen")))
+    for name, row in report["channels"].items():
+        spent = (f"{row[key]:,.1f}" for key in ("p50", "p99", "max"))
+        rows.add_row(f"acknowledged to recalled by {name}", *spent, f"{row['never_seen']:,}")
+    for label, key in (("published to acknowledged", "acknowledged_ms"), ("Recall beside", "recall_ms")):
+        rows.add_row(label, *(f"{report[key][each]:,.1f}" for each in ("p50", "p99", "max")), "")
+    console.output().print(rows)
+    words = f"{report['published']:,} items, {rate:g} a second, {workers} workers"
+    console.output().print(words, style="dim", markup=False)
+    _show_where(report)
+
+
 def sizes_of(text: str) -> tuple[int, int, int]:
     """Return users, items and events of `30000x40000x800000`; ConfigError if it is not of that form."""
     parts = text.lower().split("x")

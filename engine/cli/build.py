@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engine.data.dataset import Dataset
     from engine.data.snapshot import Release, SnapshotStore
     from engine.offline.build import Source
+    from engine.state.log import LiveLog
 
 
 def build(
@@ -35,6 +36,13 @@ def build(
         Path | None, typer.Option(help="TOML file with options per channel, as `recall tune` writes it.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Cores to use. Default: all.")] = None,
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live/--no-live",
+            help="Take in the items that the state store knows of; without, the data set is all.",
+        ),
+    ] = True,
     store: StoreOption = None,
 ) -> None:
     """Build the channels from a data set and put them in service as one release.
@@ -42,12 +50,18 @@ def build(
     What an earlier build made of the same data, options and code is used again.
     """
     from engine.config import read_params
+    from engine.online.state import open_state
 
     loaded, snapshots = settings(config, store)
     if params is not None:
         loaded = loaded.with_channel_options(read_params(params), params.name)
     names = None if channels is None else channel_names(loaded, channels)
-    report = run_build(loaded, directory, snapshots, names, threads)
+    if live:
+        with open_state(loaded, begin=False) as state:
+            log = None if state is None else state.log
+            report = run_build(loaded, directory, snapshots, names, threads, log)
+    else:
+        report = run_build(loaded, directory, snapshots, names, threads)
     show_build(report)
     # A release of some channels only is what was asked for, but a server may want the others.
     show_findings(
@@ -83,6 +97,7 @@ def run_build(
     store: SnapshotStore,
     channels: list[str] | None = None,
     threads: int | None = None,
+    live_log: LiveLog | None = None,
 ) -> BuildReport:
     """Build with a progress bar and return what was done; errors as `build_release` and `Dataset.open`."""
     from engine.data.dataset import Dataset
@@ -96,7 +111,7 @@ def run_build(
         progress.start("checking", 1)
         dataset = Dataset.open(directory)
         progress.advance()
-        release, source = build_release(config, dataset, store, progress, channels, threads)
+        release, source = build_release(config, dataset, store, progress, channels, threads, live_log)
     return BuildReport(dataset, source, store, release, before, time.monotonic() - began)
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from engine.data.dataset import Dataset
     from engine.data.snapshot import SnapshotStore
     from engine.online.replica import Replica
+    from engine.online.state import State
 
 SHOWN = 8
 """Candidates printed: with three channels each, about a screen."""
@@ -63,6 +64,7 @@ def demo(
     """Build a real data set, serve it and ask it: the whole way in one command."""
     from engine.data.sample import sample_path
     from engine.online.replica import Replica
+    from engine.online.state import open_state
 
     config, store = settings(None, directory if directory is not None else console.cache_folder() / "demo")
     chosen = port if port is not None else _free_or_any(config.server.host, config.server.port)
@@ -73,8 +75,9 @@ def demo(
     report = run_build(config, source, store)
     _show_built(report)
     out.print(Text.assemble(("\n2. Serve", "bold"), " them over gRPC"))
-    replica = Replica.open(config, store)
-    asyncio.run(_serve_and_ask(config, replica, report.dataset, store, once, user))
+    with open_state(config) as state:
+        replica = Replica.open(config, store, state=state)
+        asyncio.run(_serve_and_ask(config, replica, report.dataset, store, once, user, state))
 
 
 def _show_built(report: BuildReport) -> None:
@@ -102,7 +105,13 @@ def _show_built(report: BuildReport) -> None:
 
 
 async def _serve_and_ask(
-    config: Config, replica: Replica, dataset: Dataset, store: SnapshotStore, once: bool, user: str | None
+    config: Config,
+    replica: Replica,
+    dataset: Dataset,
+    store: SnapshotStore,
+    once: bool,
+    user: str | None,
+    state: State | None,
 ) -> None:
     """Run the server in this process, ask it from a thread over the network, and serve on until a signal."""
     from engine.online.server import serve
@@ -118,7 +127,7 @@ async def _serve_and_ask(
     for number in _SIGNALS:
         loop.add_signal_handler(number, interrupted)
     listening: asyncio.Future[int] = loop.create_future()
-    serving = asyncio.create_task(serve(config, replica, listening.set_result, stop))
+    serving = asyncio.create_task(serve(config, replica, listening.set_result, stop, state))
     either: set[asyncio.Future[Any]] = {serving, listening}
     began = time.monotonic()
     with console.errors().status("   warming up; the first start on a machine compiles the kernels"):

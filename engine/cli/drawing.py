@@ -68,8 +68,10 @@ def _channel(config: Config, name: str, quota: str, versions: Mapping[str, str] 
     if not loaded.needs_build:
         parts.append("needs no snapshot")
     elif versions is not None:
-        parts.append(f"snapshot {versions[name]}" if name in versions else "NO SNAPSHOT")
-    return f"{parts[0]:<18}" + "  ".join(part for part in parts[1:] if part)
+        lender = config.snapshot_of(name)
+        of = "" if lender == name else f"of {lender} "
+        parts.append(f"snapshot {of}{versions[lender]}" if lender in versions else "NO SNAPSHOT")
+    return f"{parts[0]:<24}" + "  ".join(part for part in parts[1:] if part)
 
 
 def _merge(scene: SceneConfig) -> str:

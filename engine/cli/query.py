@@ -31,6 +31,10 @@ def query(
     exclude: Annotated[
         list[str] | None, typer.Option(metavar="ID", help="An item that must not come back; repeatable.")
     ] = None,
+    like: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ID", help="An item to find more like, in a scene made for it; repeatable."),
+    ] = None,
     off: Annotated[
         list[str] | None, typer.Option(metavar="CHANNEL", help="Turn a channel off; repeatable.")
     ] = None,
@@ -38,7 +42,8 @@ def query(
         bool, typer.Option("--string-ids", help="Ids are strings, even those that look like numbers.")
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Add stage timings and the history's length.")
+        bool,
+        typer.Option("--debug", help="Add stage timings, the history's length and what filters removed."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     store: Annotated[
@@ -63,6 +68,7 @@ def query(
         arguments["limit"] = limit
     arguments["recent_items"] = [parse_recent(text, string_ids) for text in recent or ()]
     arguments["exclude"] = [parse_id(text, string_ids) for text in exclude or ()]
+    arguments["like"] = [parse_id(text, string_ids) for text in like or ()]
     arguments["overrides"] = dict.fromkeys(off or (), False)
     began = time.perf_counter()
     result = ask(target, arguments, timeout)

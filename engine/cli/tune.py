@@ -53,13 +53,17 @@ def tune(
     """
     from engine.bench.report import circumstances
     from engine.config import read_params
+    from engine.core.options import tunable
     from engine.data.dataset import Dataset
     from engine.offline.tune import depth_of, tune, write_params
 
     loaded = configured(config, params)
     start = {} if params is None else read_params(params)
     base = scene_named(loaded, scene)
-    names = list(base.quotas) if channels is None else channel_names(loaded, channels)
+    if channels is None:
+        names = [name for name in base.quotas if tunable(type(loaded.channels[name]))]
+    else:
+        names = channel_names(loaded, channels)
     depth_of(metric)
     check_writable(out)
     found: dict[str, Tuned] = {}

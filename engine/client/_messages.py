@@ -63,6 +63,11 @@ def to_message(**arguments: Unpack[Recall]) -> pb.RecallRequest:
             message.exclude_item_keys.append(excluded)
         else:
             message.exclude_item_ids.append(excluded)
+    for trigger in arguments.get("like") or ():
+        if isinstance(trigger, str):
+            message.trigger_item_keys.append(trigger)
+        else:
+            message.trigger_item_ids.append(trigger)
     for channel, quota in (arguments.get("overrides") or {}).items():
         if quota is True:
             raise ValueError(f"overrides[{channel!r}]: expected a quota or False, got True")
@@ -114,10 +119,22 @@ def to_result(response: pb.RecallResponse) -> RecallResult:
             )
             for report in response.channels
         ),
-        filters=tuple(FilterReport(report.filter, report.removed) for report in response.filters),
+        filters=tuple(
+            FilterReport(
+                report.filter,
+                report.removed,
+                _enum_name(pb.FilterStatus, report.status, "FILTER_STATUS_"),
+            )
+            for report in response.filters
+        ),
         release=response.release,
         snapshots=dict(response.snapshots),
-        unknown=Unknown(response.unknown.user, response.unknown.recent_items, response.unknown.exclude_items),
+        unknown=Unknown(
+            response.unknown.user,
+            response.unknown.recent_items,
+            response.unknown.exclude_items,
+            response.unknown.trigger_items,
+        ),
         debug=_debug(response.debug) if response.HasField("debug") else None,
     )
 
@@ -127,6 +144,7 @@ def _debug(debug: pb.DebugInfo) -> Debug:
         stages={stage.stage: stage.microseconds for stage in debug.stages},
         history=(*debug.history_item_ids, *debug.history_item_keys),
         batch_size=debug.batch_size,
+        removed={one.filter: (*one.item_ids, *one.item_keys) for one in debug.removed},
     )
 
 

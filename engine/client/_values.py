@@ -35,6 +35,9 @@ class Recall(TypedDict, total=False):
     exclude: Iterable[Id]
     """Items that must not come back."""
 
+    like: Iterable[Id]
+    """Items to find more like, for a scene whose channels answer from them."""
+
     overrides: Mapping[str, int | Literal[False]]
     """Channel -> its quota in this request; False turns it off."""
 
@@ -111,10 +114,17 @@ class ChannelReport:
 
 @dataclass(frozen=True, slots=True)
 class FilterReport:
-    """How many candidates a filter removed."""
+    """How a filter fared.
+
+    Attributes:
+        filter: its name.
+        removed: candidates it removed; an item that several channels proposed counts for each.
+        status: OK; UNAVAILABLE where it could not read what it judges by and let everything pass.
+    """
 
     filter: str
     removed: int
+    status: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +134,24 @@ class Unknown:
     user: bool
     recent_items: int
     exclude_items: int
+    trigger_items: int
 
 
 @dataclass(frozen=True, slots=True)
 class Debug:
-    """Stage -> microseconds of the whole batch, the history that the channels saw, and the batch's size."""
+    """What the server says of its work.
+
+    Attributes:
+        stages: stage -> microseconds of the whole batch.
+        history: what the channels saw of it, newest first.
+        batch_size: requests that shared the batch.
+        removed: filter -> the items that it removed, each once.
+    """
 
     stages: Mapping[str, int]
     history: tuple[Id, ...]
     batch_size: int
+    removed: Mapping[str, tuple[Id, ...]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,13 @@ class TriggerKind(IntEnum):
     CELL = 6
 
 
+class FilterStatus(IntEnum):
+    """How a filter fared for one query. Values are those of recall.v1.FilterStatus."""
+
+    OK = 1
+    UNAVAILABLE = 2
+
+
 class ChannelStatus(IntEnum):
     """How a channel fared for one query. Values are those of recall.v1.ChannelStatus."""
 
@@ -110,6 +117,13 @@ class FanOut:
         segments = self.offsets.size - 1
         owner = np.tile(np.arange(self.queries, dtype=np.int32), segments // max(self.queries, 1))
         return np.repeat(owner, np.diff(self.offsets))
+
+    def alone(self, q: int) -> tuple[FanOut, Int64Array]:
+        """Return query q's candidates as the fan-out of a batch of one, and int64[...], where they stand in this."""
+        begins, ends = self.offsets[:-1][q :: self.queries], self.offsets[1:][q :: self.queries]
+        offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(ends - begins)))
+        positions = np.arange(offsets[-1]) + np.repeat(begins - offsets[:-1], ends - begins)
+        return FanOut(self.rows[positions], offsets, 1), positions
 
 
 def check_contract(

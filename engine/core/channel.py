@@ -115,6 +115,9 @@ class Channel:
     needs_build: ClassVar[bool] = True
     """Whether `build` must have run; one that needs no snapshot sets this to False."""
 
+    counts_recalls: ClassVar[bool] = False
+    """Whether the state store is told which of its candidates each answer held, so that it can stop proposing them."""
+
     def __init__(self, config: Any) -> None:
         self.config = config
 

@@ -8,7 +8,7 @@ from engine.core.candidates import FanOut
 from engine.core.channel import LoadContext
 from engine.core.options import Options
 from engine.core.query import QueryBatch
-from engine.core.types import BoolArray, Int64Array
+from engine.core.types import BoolArray, Int32Array, Int64Array
 
 
 class Filter:
@@ -20,6 +20,10 @@ class Filter:
     Config: ClassVar[type[Options]] = Options
     """The options of this filter; unknown keys are refused."""
 
+    bounded: ClassVar[bool] = True
+    """Whether `overfetch` covers all that `keep` can remove. False where that is not known, or would be too many: the
+    filter then says how many it expects, and an answer may come out short of its quotas."""
+
     def __init__(self, config: Any) -> None:
         self.config = config
 
@@ -29,8 +33,13 @@ class Filter:
         del context
         return cls(config)
 
+    def update(self, rows: Int32Array) -> None:
+        """Take note that items were published, changed or taken down, as `Channel.update` does."""
+
     def overfetch(self, batch: QueryBatch) -> Int64Array | None:
         """Say how many more candidates each channel should bring to make up for what this filter removes.
+
+        It need not raise where state cannot be read: `keep` does.
 
         Returns:
             int64[n], or None for none.

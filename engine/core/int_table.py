@@ -23,6 +23,11 @@ class IntTable:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def arrays(self) -> tuple[Int64Array, Int32Array]:
+        """The table's keys and values, for `slot_of` in kernels; replaced when it grows."""
+        return self._keys, self._values
+
     def get(self, keys: Int64Array) -> Int32Array:
         """Return int32[n]: the value of each key (int64[n]); -1 where it has none."""
         found = np.empty(keys.size, np.int32)

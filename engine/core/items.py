@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
+from engine.core.growing_lists import GrowingLists
 from engine.core.types import (
     NO_ROW,
     AnyArray,
@@ -27,8 +26,6 @@ _COLUMNS = {
     "quality": (np.float32, np.nan),
     "latitude": (np.float32, np.nan),
     "longitude": (np.float32, np.nan),
-    "tag_starts": (np.int64, 0),
-    "tag_counts": (np.int32, 0),
 }
 
 
@@ -58,8 +55,7 @@ class ItemColumns:
             name: np.full(rows, missing, dtype) for name, (dtype, missing) in _COLUMNS.items()
         }
         self._columns["keys"] = np.arange(rows, dtype=np.int64)
-        self._tag_codes: Int32Array = np.empty(0, np.int32)
-        self._tags = 0
+        self._tags = GrowingLists(rows, np.int32)
         self.city_codes: dict[str, int] = {}
         self.tag_vocabulary: dict[str, int] = {}
 
@@ -112,17 +108,17 @@ class ItemColumns:
     @property
     def tag_starts(self) -> Int64Array:
         """int64[n]."""
-        return self._view("tag_starts")
+        return self._tags.starts
 
     @property
     def tag_counts(self) -> Int32Array:
         """int32[n]."""
-        return self._view("tag_counts")
+        return self._tags.counts
 
     @property
     def tag_codes(self) -> Int32Array:
         """int32[...]."""
-        return self._tag_codes[: self._tags]
+        return self._tags.data
 
     def set(self, name: str, values: AnyArray) -> None:
         """Fill a column of all rows: [n], of any dtype that casts to the column's."""
@@ -130,9 +126,7 @@ class ItemColumns:
 
     def set_tags(self, offsets: Int64Array, codes: Int32Array) -> None:
         """Fill the tags of all rows: row r has codes[offsets[r]:offsets[r + 1]]."""
-        self._tag_codes, self._tags = codes.astype(np.int32), codes.size
-        self.set("tag_starts", offsets[:-1])
-        self.set("tag_counts", np.diff(offsets))
+        self._tags.fill(offsets, codes)
 
     def grow(self, rows: int) -> None:
         """Make room for `rows` items in all; new ones begin with nothing known."""
@@ -143,15 +137,18 @@ class ItemColumns:
                 wider[: self._rows] = self._view(name)
                 self._columns[name] = wider
         self._rows = max(rows, self._rows)
+        self._tags.grow(self._rows)
 
-    def put_tags(self, row: int, codes: Iterable[int]) -> None:
-        """Give one item its tags; what it had is forgotten."""
-        new = np.fromiter(codes, np.int32)
-        end = self._tags + new.size
-        if end > self._tag_codes.size:
-            wider = np.zeros(max(end, self._tag_codes.size * 5 // 4, 1024), np.int32)
-            wider[: self._tags] = self.tag_codes
-            self._tag_codes = wider
-        self._tag_codes[self._tags : end] = new
-        self.tag_starts[row], self.tag_counts[row] = self._tags, new.size
-        self._tags = end
+    def put(self, name: str, rows: Int32Array, values: AnyArray) -> None:
+        """Give some items (int32[m], each once) their values ([m], of any dtype that casts) in a column."""
+        self._view(name)[rows] = values
+
+    def put_tags(self, rows: Int32Array, counts: Int32Array, codes: Int32Array) -> None:
+        """Give some items their tags; what they had is forgotten.
+
+        Args:
+            rows: int32[m], each once.
+            counts: int32[m], how many tags each has.
+            codes: int32[sum of counts], codes of `tag_vocabulary`, item after item.
+        """
+        self._tags.put(rows, counts, codes)

@@ -20,6 +20,9 @@ class Exposure(Protocol):
         Args:
             candidates: the fan-out.
             keys: int64[items], the key of each row (`ItemColumns.keys`).
+
+        Raises:
+            StateUnavailableError: what is kept of a user cannot be read.
         """
 
     def shown(self) -> Int64Array:
@@ -27,6 +30,14 @@ class Exposure(Protocol):
 
     def alone(self, q: int) -> Exposure:
         """Return query q's part as that of a batch of one."""
+
+    def measure(self, seed: int) -> tuple[int, int, int, int]:
+        """Ask for random keys that nobody was ever shown, the same for every user of whom there are bits.
+
+        Returns:
+            How many were asked for, how many of them are said to be seen (false positives), and how many bits are
+            set of how many (0 of 0 where the exposures are not kept as bits in the state store).
+        """
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from numba import njit
 
 from engine.core.candidates import FanOut
 from engine.core.hashing import spread
-from engine.core.types import BoolArray, Int32Array, Int64Array
+from engine.core.types import BoolArray, Int8Array, Int32Array, Int64Array
 
 
 def not_members(candidates: FanOut, rows: Int32Array, offsets: Int64Array) -> BoolArray:
@@ -61,27 +61,31 @@ def not_members_reference(candidates: FanOut, rows: Int32Array, offsets: Int64Ar
     return keep
 
 
-def drop(keep: BoolArray, stays: BoolArray, offsets: Int64Array, queries: int) -> Int32Array:
-    """Clear `keep` where `stays` is False, in place.
+def drop(
+    keep: BoolArray, removed_by: Int8Array, stays: BoolArray, candidates: FanOut, number: int
+) -> Int32Array:
+    """Remove the candidates where `stays` is False.
 
     Args:
-        keep: bool[m], changed.
+        keep: bool[m], changed: False where removed.
+        removed_by: int8[m], changed: `number` where removed now.
         stays: bool[m].
-        offsets: int64[channels * queries + 1], the segments.
-        queries: how many queries the batch has.
+        candidates: the fan-out.
+        number: of the filter that says so.
 
     Returns:
         int32[queries]: how many candidates of each query went from kept to removed.
     """
-    removed = np.zeros(queries, np.int32)
-    _drop(keep, stays, offsets, removed)
+    removed = np.zeros(candidates.queries, np.int32)
+    _drop(keep, removed_by, stays, candidates.offsets, number, removed)
     return removed
 
 
 @njit(nogil=True, cache=True)
-def _drop(keep, stays, offsets, removed):  # type: ignore[no-untyped-def]
+def _drop(keep, removed_by, stays, offsets, number, removed):  # type: ignore[no-untyped-def]
     for s in range(offsets.size - 1):
         for p in range(offsets[s], offsets[s + 1]):
             if keep[p] and not stays[p]:
                 keep[p] = False
+                removed_by[p] = number
                 removed[s % removed.size] += 1

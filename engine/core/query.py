@@ -7,7 +7,15 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from engine.core.live import LiveState
-from engine.core.types import AnyArray, Float32Array, Float64Array, Int32Array, Int64Array, RaggedRows
+from engine.core.types import (
+    AnyArray,
+    BoolArray,
+    Float32Array,
+    Float64Array,
+    Int32Array,
+    Int64Array,
+    RaggedRows,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +59,7 @@ class QueryBatch:
         cities: the request's city per query; "" where not given.
         devices: the request's device attributes per query.
         live: what the state store knows of the users.
+        triggers: rows of the items that each query asks for more like, each once.
     """
 
     user_ids: AnyArray
@@ -63,9 +72,16 @@ class QueryBatch:
     cities: tuple[str, ...]
     devices: tuple[dict[str, str], ...]
     live: LiveState
+    triggers: RaggedRows
 
     def __len__(self) -> int:
         return int(self.users.size)
+
+    @property
+    def guests(self) -> BoolArray:
+        """bool[n]: True where nobody is named, so that no state is kept."""
+        guest: BoolArray = self.user_ids < 0 if self.user_ids.dtype.kind == "i" else self.user_ids == ""
+        return guest
 
     @classmethod
     def plain(
@@ -84,6 +100,14 @@ class QueryBatch:
             cities=("",) * n,
             devices=({},) * n,
             live=LiveState.empty(n),
+            triggers=RaggedRows.empty(n),
+        )
+
+    def trigger_items(self) -> History:
+        """Return the triggers in the form of a history, each of weight 1."""
+        rows = self.triggers.rows
+        return History(
+            rows, np.ones(rows.size, np.float32), np.zeros(rows.size, np.int64), self.triggers.offsets
         )
 
     def alone(self, q: int) -> QueryBatch:
@@ -106,6 +130,7 @@ class QueryBatch:
             cities=self.cities[one],
             devices=self.devices[one],
             live=self.live.alone(q),
+            triggers=self.triggers.alone(q),
         )
 
     def query(self, q: int) -> Query:

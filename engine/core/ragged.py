@@ -5,6 +5,16 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from engine.core.types import Float32Array, RaggedRows
+
+
+def first_and_others(lists: RaggedRows, others: float) -> Float32Array:
+    """float32[m]: 1 for the first entry of each list, `others` for the rest: of cities, where the user is and was."""
+    weights = np.full(lists.rows.size, others, np.float32)
+    starts = lists.offsets[:-1]
+    weights[starts[starts < lists.offsets[1:]]] = 1.0
+    return weights
+
 
 @njit(nogil=True, cache=True)
 def take_lists(indptr, rows):  # type: ignore[no-untyped-def]

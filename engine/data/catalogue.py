@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from engine.core.channel import SnapshotSink
 from engine.core.items import NO_TIME
-from engine.core.types import NO_ROW, AnyArray, Int32Array
+from engine.core.types import NO_ROW, AnyArray, BoolArray, Int32Array
 from engine.data.columns import CodedColumn, TagColumn, TextColumn, numbers
 from engine.data.dataset import Dataset
 from engine.data.form import File, is_number, is_tags, is_text
@@ -45,6 +45,7 @@ class Catalogue:
         texts: `title`.
         tags: `tags` and other columns of lists of strings.
         skipped: columns of items.parquet whose type has no place here.
+        available: bool[items], False where the item was taken down; None where none was.
     """
 
     items: IdIndex
@@ -56,6 +57,7 @@ class Catalogue:
     texts: Mapping[str, TextColumn]
     tags: Mapping[str, TagColumn]
     skipped: tuple[str, ...]
+    available: BoolArray | None = None
 
     @classmethod
     def from_dataset(cls, dataset: Dataset) -> Self:
@@ -65,7 +67,7 @@ class Catalogue:
             DatasetError: if a file cannot be read.
         """
         items = dataset.index(("items", "item_id"), ("interactions", "item_id"))
-        authors = dataset.index(("authors", "author_id"), ("items", "author_id"))
+        authors = dataset.index(("authors", "author_id"), ("items", "author_id"), ("follows", "author_id"))
         numeric: dict[str, AnyArray] = {}
         coded: dict[str, CodedColumn] = {}
         texts: dict[str, TextColumn] = {}
@@ -93,7 +95,7 @@ class Catalogue:
                 skipped.append(name)
         return cls(
             items=items,
-            users=dataset.index(("users", "user_id"), ("interactions", "user_id")),
+            users=dataset.index(("users", "user_id"), ("interactions", "user_id"), ("follows", "user_id")),
             authors=authors,
             author_names=_author_names(dataset, authors),
             numeric=numeric,
@@ -154,6 +156,8 @@ class Catalogue:
         self.users.save(sink, "users")
         self.authors.save(sink, "authors")
         self.author_names.save(sink, "author_names")
+        if self.available is not None:
+            sink.write("available", self.available)
         # Columns are numbered: their names come from people and need not be names of files.
         directory: list[str] = []
         for name, array in self.numeric.items():
@@ -194,6 +198,7 @@ class Catalogue:
             texts=families["texts"],
             tags=families["tags"],
             skipped=tuple(families["skipped"]),
+            available=arrays.get("available"),
         )
 
 

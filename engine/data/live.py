@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
 
+from engine.core.growing_lists import GrowingLists
 from engine.core.int_table import IntTable
 from engine.core.items import ItemColumns
 from engine.core.keys import keys_of, keys_of_cells
-from engine.core.types import NO_ROW, AnyArray, Int32Array, Int64Array
-from engine.data.catalogue import AUTHOR, Catalogue
+from engine.core.types import NO_ROW, AnyArray, Int32Array, Int64Array, UInt8Array
+from engine.data.catalogue import AUTHOR, Catalogue, ItemText
+from engine.data.changes import ItemChanges, codes_of
 from engine.data.columns import TextColumn
 from engine.data.ids import IdIndex, IdKind
 
 
 class LiveIds:
-    """An `IdIndex` that takes new ids: theirs are the rows past its end, in the order in which they came."""
+    """An `IdIndex` that takes new ids: theirs are the rows past its end, in the order in which they came.
+
+    A new id takes 8 bytes (a string: the width of the longest that is new), and about 36 in the table.
+    """
 
     def __init__(self, base: IdIndex) -> None:
         self._base = base
         self._first = len(base)
-        self._new: list[int | str] = []
+        self._count = 0
+        # Integers, or the bytes of strings, of which the first `_count` are there.
+        self._new: AnyArray = np.empty(0, np.int64 if base.kind == "int64" else "S1")
         self._rows_of_new = IntTable()
         # Strings are found by key in the state store's records; integers are their own keys.
         self._rows_of_keys = IntTable()
@@ -35,28 +43,44 @@ class LiveIds:
         return self._base.kind
 
     def __len__(self) -> int:
-        return self._first + len(self._new)
+        return self._first + self._count
 
-    def add(self, ids: list[int | str]) -> Int32Array:
+    def add(self, ids: Sequence[int | str]) -> Int32Array:
         """Return int32[n]: the row of each id; one not known before gets the next row."""
         rows = self.rows(ids)
-        keys = keys_of(ids)
-        for at in np.flatnonzero(rows == NO_ROW).tolist():
-            known = self._rows_of_new.get(keys[at : at + 1])
-            if known[0] == NO_ROW:
-                known = np.array([len(self)], np.int32)
-                self._new.append(ids[at])
-                self._rows_of_new.put(keys[at : at + 1], known)
-            rows[at] = known[0]
+        new = np.flatnonzero(rows == NO_ROW)
+        if new.size:
+            unknown = list(dict.fromkeys(ids[at] for at in new.tolist()))
+            self._append(unknown)
+            rows[new] = self._rows_of_new.get(keys_of(ids[at] for at in new.tolist()))
         return rows
+
+    def _append(self, ids: list[int | str]) -> None:
+        cells: AnyArray = (
+            np.array(ids, np.int64)
+            if self.kind == "int64"
+            else np.array([str(id_).encode() for id_ in ids], np.bytes_)
+        )
+        end = self._count + cells.size
+        if end > self._new.size or cells.dtype.itemsize > self._new.dtype.itemsize:
+            wider = np.zeros(
+                max(end, self._new.size * 5 // 4, 1024), np.promote_types(cells.dtype, self._new.dtype)
+            )
+            wider[: self._count] = self._new[: self._count]
+            self._new = wider
+        self._new[self._count : end] = cells
+        first = self._first + self._count
+        keys = cells if cells.dtype.kind == "i" else keys_of_cells(_bytes_of(cells))
+        self._rows_of_new.put(keys, np.arange(first, first + cells.size, dtype=np.int32))
+        self._count = end
 
     def rows(self, ids: Any) -> Int32Array:
         """Return int32[n]: the row of each id; -1 for one that is not known. `ids` as `IdIndex.rows` takes them."""
         rows = self._base.rows(ids)
-        if self._new and rows.size:
+        if self._count and rows.size:
             unknown = np.flatnonzero(rows == NO_ROW)
             if unknown.size:
-                wanted = ids if isinstance(ids, (np.ndarray, list)) else ids.to_pylist()
+                wanted = ids if isinstance(ids, (np.ndarray, list, tuple)) else ids.to_pylist()
                 keys = (
                     np.asarray(wanted, np.int64)[unknown]
                     if self.kind == "int64"
@@ -68,7 +92,7 @@ class LiveIds:
     def rows_of_keys(self, keys: Int64Array) -> Int32Array:
         """Return int32[n]: the row of each key (`engine.core.keys`); -1 for one that is not known."""
         rows = self._base.rows(keys) if self.kind == "int64" else self._rows_of_keys.get(keys)
-        if self._new and rows.size:
+        if self._count and rows.size:
             unknown = np.flatnonzero(rows == NO_ROW)
             if unknown.size:
                 rows[unknown] = self._rows_of_new.get(keys[unknown])
@@ -81,22 +105,21 @@ class LiveIds:
 
     def encoded(self, rows: Int32Array) -> AnyArray:
         """Return ids as they go on the wire, as `IdIndex.encoded` does."""
-        if not self._new or not rows.size or int(rows.max()) < self._first:
+        if not self._count or not rows.size or int(rows.max()) < self._first:
             return self._base.encoded(rows)
-        new = np.flatnonzero(rows >= self._first)
-        ids = [self._new[row - self._first] for row in rows[new].tolist()]
+        is_new = rows >= self._first
+        old = np.flatnonzero(~is_new)
+        new = np.flatnonzero(is_new)
+        known = self._base.encoded(rows[old])
+        fresh = self._new[rows[new] - self._first]
         if self.kind == "int64":
             encoded = np.empty(rows.size, np.int64)
-            old = np.flatnonzero(rows < self._first)
-            encoded[old] = self._base.encoded(rows[old])
-            encoded[new] = ids
+            encoded[old], encoded[new] = known, fresh
             return encoded
-        cells = np.array([str(id_).encode() for id_ in ids], np.bytes_)
-        old = np.flatnonzero(rows < self._first)
-        known = self._base.encoded(rows[old])
-        wide = np.zeros((rows.size, max(known.shape[1], cells.dtype.itemsize)), np.uint8)
+        cells = _bytes_of(fresh)
+        wide = np.zeros((rows.size, max(known.shape[1], cells.shape[1])), np.uint8)
         wide[old, : known.shape[1]] = known
-        wide[new, : cells.dtype.itemsize] = cells.view(np.uint8).reshape(new.size, cells.dtype.itemsize)
+        wide[new, : cells.shape[1]] = cells
         return wide
 
     def ids(self, rows: Int32Array) -> AnyArray:
@@ -125,6 +148,8 @@ class LiveCatalogue:
         self.authors = LiveIds(base.authors)
         self.users = base.users
         self.columns = columns_of(base)
+        # UTF-8 and a zero byte, so that an empty title differs from one that is as the snapshot has it.
+        self._titles = GrowingLists(len(base.items), np.uint8)
 
     @classmethod
     def of(cls, base: Catalogue) -> Self:
@@ -136,6 +161,79 @@ class LiveCatalogue:
         """Whether ids are integers or strings."""
         return self.items.kind
 
+    def apply(self, changes: ItemChanges) -> Int32Array:
+        """Take in what was published, changed or taken down: doing so twice changes nothing more.
+
+        A published item that is new gets the next row, and so does its author. All that is known of an item is
+        replaced. One that is taken down keeps its row and columns and is no longer available; taking down what is not
+        known does nothing.
+
+        Returns:
+            int32[m], the rows of the items changed, each once.
+        """
+        gone = self.items.rows(changes.taken_down)
+        gone = gone[np.flatnonzero(gone != NO_ROW)]
+        if not changes.ids:
+            self.columns.put("available", gone, np.zeros(gone.size, np.bool_))
+            return gone
+        rows = self.items.add(changes.ids)
+        columns = self.columns
+        columns.grow(len(self.items))
+        self._titles.grow(len(self.items))
+        columns.put("available", gone, np.zeros(gone.size, np.bool_))
+        columns.put("available", rows, np.ones(rows.size, np.bool_))
+        columns.put("keys", rows, self.items.keys(rows))
+        columns.put("authors", rows, self._author_rows(changes.authors))
+        columns.put("cities", rows, codes_of(changes.cities, columns.city_codes))
+        columns.put("published_at", rows, changes.published_at)
+        columns.put("quality", rows, changes.quality)
+        columns.put("latitude", rows, changes.latitude)
+        columns.put("longitude", rows, changes.longitude)
+        columns.put_tags(rows, changes.tag_counts, codes_of(changes.tags, columns.tag_vocabulary))
+        titles = [title.encode() + b"\0" for title in changes.titles]
+        lengths = np.array([len(title) for title in titles], np.int32)
+        self._titles.put(rows, lengths, np.frombuffer(b"".join(titles), np.uint8))
+        changed: Int32Array = np.concatenate((gone, rows))
+        return changed
+
+    def _author_rows(self, authors: Sequence[int | str | None]) -> Int32Array:
+        rows = np.full(len(authors), NO_ROW, np.int32)
+        known = [(at, author) for at, author in enumerate(authors) if author is not None]
+        if known:
+            rows[[at for at, _ in known]] = self.authors.add([author for _, author in known])
+        return rows
+
+    def describe_items(self, rows: Int32Array) -> list[ItemText]:
+        """Return how people see some items, as `Catalogue.describe_items` does, as they are now."""
+        described = []
+        tags = {code: tag for tag, code in self.columns.tag_vocabulary.items()}
+        for row in np.asarray(rows, np.int32).tolist():
+            title = self._titles.take(row).tobytes()
+            if not title:  # as the snapshot has it
+                described += self.base.describe_items(np.array([row], np.int32))
+                continue
+            author = self.columns.authors[row : row + 1]
+            start = int(self.columns.tag_starts[row])
+            codes = self.columns.tag_codes[start : start + int(self.columns.tag_counts[row])]
+            described.append(
+                ItemText(
+                    self.items.ids(np.array([row], np.int32)).tolist()[0],
+                    title[:-1].decode(),
+                    self._author_name(author) if author[0] != NO_ROW else "",
+                    tuple(tags[code] for code in codes.tolist()),
+                )
+            )
+        return described
+
+    def _author_name(self, author: Int32Array) -> str:
+        name = self.base.author_names.take(author)[0] if author[0] < len(self.base.authors) else ""
+        return name or str(self.authors.ids(author).tolist()[0])
+
+
+def _bytes_of(cells: AnyArray) -> UInt8Array:
+    """S{width}[n] as uint8[n, width]."""
+    return np.ascontiguousarray(cells).view(np.uint8).reshape(cells.size, cells.dtype.itemsize)
+
 
 def columns_of(catalogue: Catalogue) -> ItemColumns:
     """Return the live columns of a snapshot's catalogue, as copies that may be changed."""
@@ -143,6 +241,8 @@ def columns_of(catalogue: Catalogue) -> ItemColumns:
     columns = ItemColumns(rows)
     encoded = catalogue.items.encoded(np.arange(rows, dtype=np.int32))
     columns.set("keys", encoded if encoded.ndim == 1 else keys_of_cells(encoded))
+    if catalogue.available is not None:
+        columns.set("available", catalogue.available)
     numeric = {
         "authors": AUTHOR,
         "published_at": "published_at",

@@ -7,22 +7,25 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from engine import __version__
 from engine.config import Config
-from engine.core.channel import BuildContext, Channel, Progress
+from engine.core.channel import BuildContext, Channel, Progress, SnapshotSink
 from engine.core.errors import BuildError, SnapshotError
 from engine.core.interactions import Interactions
 from engine.core.options import build_parameters
-from engine.core.types import BoolArray
+from engine.core.types import AnyArray, BoolArray
 from engine.data.catalogue import Catalogue
 from engine.data.dataset import Dataset
 from engine.data.events import EventLog, ignored_events, interest_matrix
+from engine.data.fold import fold
+from engine.data.follows import read_follows
 from engine.data.snapshot import CATALOGUE, Release, SnapshotStore, SnapshotWriter
 from engine.state.history import HISTORY, write_history
+from engine.state.log import START, LiveLog, offset_key
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,8 @@ class Source:
             from it.
         key: names the data: the fingerprint, and the part of it where only a part is used.
         ignored: events that say nothing about interest, by kind.
+        follows: who follows whom, users x authors; None where the data set has no follows.
+        log_offset: up to where of the live log the catalogue holds what was published.
     """
 
     catalogue: Catalogue
@@ -45,10 +50,18 @@ class Source:
     now: int
     key: str
     ignored: Mapping[str, int]
+    follows: Interactions | None = None
+    log_offset: str = START
 
     @classmethod
     def of(
-        cls, config: Config, events: EventLog, catalogue: Catalogue, key: str, where: BoolArray | None = None
+        cls,
+        config: Config,
+        events: EventLog,
+        catalogue: Catalogue,
+        key: str,
+        where: BoolArray | None = None,
+        follows: Interactions | None = None,
     ) -> Source:
         """Make the interest matrix of (a part of) an event log.
 
@@ -64,7 +77,7 @@ class Source:
                 f"no event of the data set earns points in [interest]; kinds of event there: {kinds}"
             )
         now = int(liked.timestamps.max())
-        return cls(catalogue, liked, now, key, ignored)
+        return cls(catalogue, liked, now, key, ignored, follows)
 
 
 def usable_cores() -> int:
@@ -79,6 +92,7 @@ def build_release(
     progress: Progress,
     channels: Sequence[str] | None = None,
     threads: int | None = None,
+    live_log: LiveLog | None = None,
 ) -> tuple[Release, Source]:
     """Build every channel that a scene uses, publish them as one release and collect old ones.
 
@@ -92,30 +106,56 @@ def build_release(
         progress: told how far it is.
         channels: build these anew, whether or not they were built before; None: none of them.
         threads: cores to use; None for all.
+        live_log: what was published, changed and taken down live goes into the catalogue, and the log is trimmed behind
+            the oldest release that stays; None: there is none.
 
     Raises:
         DatasetError, BuildError, ConfigError: as the parts raise them. Nothing is published then.
+        StateError: the live log cannot be read; the same. Or it cannot be trimmed: the release is in service.
     """
     progress.start("reading", 2)
     catalogue = Catalogue.from_dataset(dataset)
+    key, offset = dataset.fingerprint(), START
+    if live_log is not None:
+        # What is published from here on may be in the table too; taking it in twice changes nothing.
+        offset = live_log.end()
+        catalogue, digest = fold(catalogue, (change for part in live_log.table() for change in part))
+        key = f"{key}.{digest}" if digest else key
     progress.advance()
     events = EventLog.read(dataset, catalogue)
     progress.advance()
-    source = Source.of(config, events, catalogue, dataset.fingerprint())
+    follows = read_follows(dataset, catalogue)
+    source = replace(Source.of(config, events, catalogue, key, follows=follows), log_offset=offset)
     del events
-    anew = frozenset(channels or ())
+    anew = frozenset(config.snapshot_of(name) for name in channels or ())
     names = list(dict.fromkeys((*used_channels(config), *anew)))
     versions = build_components(config, source, store, progress, names, threads, anew)
     release = _in_service(store)
     if release is None or release.snapshots != versions:
         release = store.publish(versions)
     store.collect(config.store.keep_releases)
+    if live_log is not None:
+        _trim(live_log, store)
     return release, source
 
 
+def _trim(live_log: LiveLog, store: SnapshotStore) -> None:
+    """Delete what every release that stays already holds of the live log."""
+    try:
+        names = store.release_names()
+        catalogues = [store.release(name).snapshots[CATALOGUE] for name in names]
+        offsets = [store.manifest(CATALOGUE, version).log_offset for version in catalogues]
+    except (SnapshotError, KeyError) as error:
+        log.warning("the live log is not trimmed, since a release cannot be read: %s", error)
+        return
+    trimmed = live_log.trim(min(offsets, key=offset_key))
+    log.info("%d entries of the live log were before the oldest release and are deleted", trimmed)
+
+
 def used_channels(config: Config) -> list[str]:
-    """Return the channels that some scene uses, in order of declaration."""
-    used = {name for scene in config.scenes.values() for name in (*scene.quotas, *scene.fallback)}
+    """Return the channels whose snapshots the channels of some scene load, in order of declaration."""
+    scenes = config.scenes.values()
+    used = {config.snapshot_of(name) for scene in scenes for name in (*scene.quotas, *scene.fallback)}
     return [name for name in config.channels if name in used]
 
 
@@ -132,7 +172,7 @@ def build_components(
 
     Args:
         config, source, store, progress, threads: as in `build_release`.
-        channels: which channels.
+        channels: which channels; of one that loads another's snapshot, that other.
         anew: those of them that are built even where they were built before.
 
     Returns:
@@ -146,7 +186,13 @@ def build_components(
         catalogue = versions.get(CATALOGUE, "")
         found = None if name in anew else _built_before(store, name, parameters, source.key, catalogue)
         if found is None:
-            with store.begin(name, parameters=parameters, dataset=source.key, catalogue=catalogue) as writer:
+            with store.begin(
+                name,
+                parameters=parameters,
+                dataset=source.key,
+                catalogue=catalogue,
+                log_offset=source.log_offset,
+            ) as writer:
                 write(writer)
             found = writer.version
         versions[name] = found
@@ -158,17 +204,29 @@ def build_components(
         {**interest, "keep": config.history.keep},
         lambda writer: write_history(writer, source.liked, config.history.keep),
     )
-    for name in channels:
+    for name in dict.fromkeys(config.snapshot_of(channel) for channel in channels):
         loaded, options = config.channel(name)
         if not loaded.needs_build:
             continue
 
         def write(writer: SnapshotWriter, loaded: Any = loaded, options: Any = options) -> None:
-            loaded.build(options, BuildContext(source.liked, columns, source.now, writer, progress, threads))
+            loaded.build(options, build_context(source, columns, writer, progress, threads))
 
         parameters = {**interest, "options": build_parameters(options), "code": code_of(loaded)}
         component(name, parameters, write)
     return versions
+
+
+def build_context(
+    source: Source,
+    columns: Mapping[str, AnyArray],
+    sink: SnapshotSink,
+    progress: Progress,
+    threads: int,
+) -> BuildContext:
+    """Return what a channel is built from; `columns` are those of the source's catalogue."""
+    authors = len(source.catalogue.authors)
+    return BuildContext(source.liked, columns, source.now, sink, progress, threads, source.follows, authors)
 
 
 def interest_parameters(config: Config) -> dict[str, Any]:

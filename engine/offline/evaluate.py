@@ -10,18 +10,20 @@ from typing import Any
 import numpy as np
 
 from engine.config import Config, SceneConfig
-from engine.core.channel import BuildContext, Channel, Progress
+from engine.core.channel import Channel, Progress
 from engine.core.errors import ConfigError
 from engine.core.filter import Filter
+from engine.core.interactions import Interactions
 from engine.core.memory import MemorySink
 from engine.core.merge import MergeMode
 from engine.core.types import Int32Array, RaggedRows
 from engine.data.catalogue import Catalogue
 from engine.data.dataset import Dataset
 from engine.data.events import EventLog
+from engine.data.follows import read_follows
 from engine.data.live import LiveCatalogue
 from engine.data.snapshot import SnapshotStore
-from engine.offline.build import Source, build_components, usable_cores
+from engine.offline.build import Source, build_components, build_context, usable_cores
 from engine.offline.metrics import hit_matrix, overlap_share, ranking_metrics
 from engine.offline.protocols import Part, Protocol, Split, cut
 from engine.online.hydrate import Hydrator
@@ -96,16 +98,18 @@ class World:
         store: SnapshotStore,
         progress: Progress,
         threads: int | None = None,
+        follows: Interactions | None = None,
     ) -> World:
         """Build the channels into a store, or find them there."""
         live = LiveCatalogue.of(catalogue)
-        source = _source(catalogue, split, fingerprint)
+        source = _source(catalogue, split, fingerprint, follows)
         versions = build_components(config, source, store, progress, names, threads)
         snapshots = {name: store.open(name, version, verify=False) for name, version in versions.items()}
         channels: dict[str, Channel] = {}
         for name in names:
             loaded, options = config.channel(name)
-            arrays = snapshots[name].arrays if name in snapshots else {}
+            lender = config.snapshot_of(name)
+            arrays = snapshots[lender].arrays if lender in snapshots else {}
             channels[name] = loaded.load(options, load_context(arrays, live))
         return cls._with(config, live, split, channels, versions)
 
@@ -118,20 +122,23 @@ class World:
         names: Sequence[str],
         progress: Progress,
         threads: int,
+        follows: Interactions | None = None,
     ) -> World:
         """Build the channels in memory, for tuning."""
         live = LiveCatalogue.of(catalogue)
-        source = _source(catalogue, split, "")
+        source = _source(catalogue, split, "", follows)
+        sinks: dict[str, MemorySink] = {}
+        for name in dict.fromkeys(config.snapshot_of(name) for name in names):
+            loaded, options = config.channel(name)
+            sinks[name] = MemorySink()
+            if loaded.needs_build:
+                columns = catalogue.item_columns()
+                loaded.build(options, build_context(source, columns, sinks[name], progress, threads))
         channels: dict[str, Channel] = {}
         for name in names:
             loaded, options = config.channel(name)
-            sink = MemorySink()
-            if loaded.needs_build:
-                columns = catalogue.item_columns()
-                loaded.build(
-                    options, BuildContext(source.liked, columns, source.now, sink, progress, threads)
-                )
-            channels[name] = loaded.load(options, load_context(sink.arrays, live))
+            context = load_context(sinks[config.snapshot_of(name)].arrays, live)
+            channels[name] = loaded.load(options, context)
         return cls._with(config, live, split, channels, {})
 
     @classmethod
@@ -160,6 +167,7 @@ class World:
         """Return the ranked rows that the scene's pipeline gives each user, what they know masked."""
         pipeline = Pipeline(scene, self.channels, self.filters, self.hydrator)
         known = self.split.known
+        now = moment(self.catalogue, self.split)
         ids = self.catalogue.users.ids(users).tolist()
 
         def ask(start: int) -> tuple[Int32Array, Any]:
@@ -167,7 +175,7 @@ class World:
             for at in range(start, min(start + BATCH, users.size)):
                 mine = known.rows[known.indptr[users[at]] : known.indptr[users[at] + 1]]
                 excluded = self.catalogue.items.ids(mine)
-                requests.append(Request(user_id=ids[at], limit=limit, excluded=excluded))
+                requests.append(Request(user_id=ids[at], limit=limit, excluded=excluded, now=now))
             run = pipeline.run(requests)
             if run.messages:
                 raise ConfigError(f"a channel failed: {'; '.join(run.messages.values())}")
@@ -180,9 +188,22 @@ class World:
         return RaggedRows(np.concatenate([rows for rows, _ in parts]), offsets)
 
 
-def _source(catalogue: Catalogue, split: Split, fingerprint: str) -> Source:
+def moment(catalogue: Catalogue, split: Split) -> int:
+    """Return when the requests are asked: at the last event that is known, or, where events have no times, when every
+    item is published; seconds since the epoch."""
+    last = int(split.known.timestamps.max(initial=0))
+    published = catalogue.numeric.get("published_at")
+    return last if last or published is None else int(published.max(initial=0))
+
+
+def known_follows(dataset: Dataset, catalogue: Catalogue, split: Split, timed: bool) -> Interactions | None:
+    """Return the follows of the time that is known; all of them where events have no times (`timed`)."""
+    return read_follows(dataset, catalogue, int(split.known.timestamps.max(initial=0)) if timed else None)
+
+
+def _source(catalogue: Catalogue, split: Split, fingerprint: str, follows: Interactions | None) -> Source:
     now = int(split.known.timestamps.max(initial=0))
-    return Source(catalogue, split.known, now, f"{fingerprint}.{split.key}", {})
+    return Source(catalogue, split.known, now, f"{fingerprint}.{split.key}", {}, follows)
 
 
 def scene_of(
@@ -246,10 +267,14 @@ def evaluate(
         raise ConfigError(f"list lengths must be at least 1, got {', '.join(map(str, cuts)) or 'none'}", "at")
     base = config.scenes[scene]
     catalogue = Catalogue.from_dataset(dataset)
-    split = cut(config, EventLog.read(dataset, catalogue), protocol, part)
+    events = EventLog.read(dataset, catalogue)
+    split = cut(config, events, protocol, part)
+    follows = known_follows(dataset, catalogue, split, events.timed)
+    del events
     fallback = [name for name in base.fallback if name not in channels] if split.cold.size else []
     needed = [*channels, *fallback]
-    world = World.built(config, catalogue, split, dataset.fingerprint(), needed, store, progress, threads)
+    fingerprint = dataset.fingerprint()
+    world = World.built(config, catalogue, split, fingerprint, needed, store, progress, threads, follows)
     deepest = max(cuts)
     groups = {name: [name] for name in channels}
     if len(channels) > 1:

@@ -19,7 +19,7 @@ from engine.data.catalogue import Catalogue
 from engine.data.dataset import Dataset
 from engine.data.events import EventLog
 from engine.offline.build import usable_cores
-from engine.offline.evaluate import World, restricted, scene_of
+from engine.offline.evaluate import World, known_follows, restricted, scene_of
 from engine.offline.metrics import ranking_metrics
 from engine.offline.protocols import Protocol, cut
 
@@ -101,11 +101,12 @@ def tune(
     catalogue = Catalogue.from_dataset(dataset)
     events = EventLog.read(dataset, catalogue)
     split = restricted(cut(config, events, protocol, "validation"), USERS)
+    follows = known_follows(dataset, catalogue, split, events.timed)
     progress.advance()
 
     def measure(channel: str, values: Values) -> float:
         changed = config.with_channel_options({channel: values})
-        world = World.in_memory(changed, catalogue, split, [channel], SilentProgress(), threads)
+        world = World.in_memory(changed, catalogue, split, [channel], SilentProgress(), threads, follows)
         lists = world.lists(scene_of(config.scenes[scene], [channel], k), split.users, k, threads)
         progress.advance()
         return ranking_metrics(lists, split.truth, len(catalogue.items), [k])[metric]

@@ -13,13 +13,18 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from engine.core.errors import RecallError
 from engine.online.encode import ResponseEncoder
+from engine.online.pipeline import Pipeline, Run
 from engine.online.replica import Replica
 from engine.online.request import Request
+
+Observer = Callable[[str, Pipeline, Run], None]
+"""Told of each batch when it is answered: its scene, pipeline and run."""
 
 log = logging.getLogger(__name__)
 
@@ -60,19 +65,24 @@ class Batcher:
         replica: what answers. Read once per batch, so that another one may be put here at any time.
     """
 
-    def __init__(self, replica: Replica, max_batch: int, max_queue: int) -> None:
+    def __init__(
+        self, replica: Replica, max_batch: int, max_queue: int, observer: Observer | None = None
+    ) -> None:
         """Start the compute thread; must be called on the event loop that will submit.
 
         Args:
             replica: what answers.
             max_batch: requests that go down the pipeline together at most.
             max_queue: requests that may wait.
+            observer: told of each batch once its answers are on their way, on the compute thread.
         """
         self.replica = replica
+        self._observer = observer
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Job] = deque()
+        self._chores: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._changed = threading.Condition()
         self._closing = False
         self._ended = asyncio.Event()
@@ -95,6 +105,7 @@ class Batcher:
             ClosedError: at once.
             DeadlinePassedError: when its turn came too late.
             ComputeError: it failed, alone too.
+            StateUnavailableError: a filter that the scene cannot do without could not read the user's state.
         """
         job = _Job(scene, request, request_id, debug, self._loop.create_future())
         with self._changed:
@@ -105,6 +116,21 @@ class Batcher:
             self._waiting.append(job)
             self._changed.notify()
         return await job.answer
+
+    def between(self, chore: Callable[[], None]) -> Future[None]:
+        """Have something done between two batches, on the thread that computes them; from any thread.
+
+        Returns:
+            What ends when it is done, or raises what it raised; cancelled where the batcher is closed.
+        """
+        done: Future[None] = Future()
+        with self._changed:
+            if self._closing:
+                done.cancel()
+            else:
+                self._chores.append((chore, done))
+                self._changed.notify()
+        return done
 
     async def close(self, patience: float = math.inf) -> None:
         """Refuse new requests, finish those that wait, and end the thread.
@@ -122,13 +148,21 @@ class Batcher:
 
     def _work(self) -> None:
         self._serve_batches()
+        for _, done in self._chores:
+            done.cancel()
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._ended.set)
 
     def _serve_batches(self) -> None:
-        while jobs := self._drain():
+        while (work := self._drain()) is not None:
+            chores, jobs = work
+            for chore, done in chores:
+                _do(chore, done)
+            if not jobs:
+                continue
+            finished: list[tuple[str, Pipeline, Run]] = []
             try:
-                self._answer(jobs)
+                self._answer(jobs, finished)
             except Exception:  # the thread must outlive whatever a batch does
                 log.exception("a batch of %d requests failed", len(jobs))
             for job in jobs:
@@ -139,15 +173,30 @@ class Batcher:
             except RuntimeError:  # the loop is closed: nobody waits for the answers any more
                 log.warning("the event loop is gone; %d answers are dropped", len(jobs))
                 return
+            self._observe(finished)
 
-    def _drain(self) -> list[_Job]:
-        """Wait for requests and take what is there, up to a batch; nothing when closed and empty."""
+    def _observe(self, finished: Sequence[tuple[str, Pipeline, Run]]) -> None:
+        if self._observer is None:
+            return
+        for scene, pipeline, run in finished:
+            try:
+                self._observer(scene, pipeline, run)
+            except Exception:  # what is noted about a batch must cost no batch
+                log.exception("scene %s: a batch could not be noted", scene)
+
+    def _drain(self) -> tuple[list[tuple[Callable[[], None], Future[None]]], list[_Job]] | None:
+        """Wait for work and take what is there: all chores, and requests up to a batch; None when closed and empty."""
         with self._changed:
-            while not self._waiting and not self._closing:
+            while not self._waiting and not self._chores and not self._closing:
                 self._changed.wait()
-            return [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
+            if not self._waiting and not self._chores:
+                return None
+            chores = list(self._chores)
+            self._chores.clear()
+            jobs = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
+            return chores, jobs
 
-    def _answer(self, jobs: Sequence[_Job]) -> None:
+    def _answer(self, jobs: Sequence[_Job], finished: list[tuple[str, Pipeline, Run]]) -> None:
         replica = self.replica
         now = time.monotonic()
         scenes: dict[str, list[_Job]] = {}
@@ -160,30 +209,47 @@ class Batcher:
                 scenes.setdefault(job.scene, []).append(job)
         for scene, together in scenes.items():
             try:
-                _compute(replica, scene, together)
+                finished.append(_compute(replica, scene, together))
             except Exception:
                 if len(together) > 1:
                     log.exception("scene %s: a batch of %d failed, one by one now", scene, len(together))
-                    self._answer_alone(replica, scene, together)
+                    finished += _answer_alone(replica, scene, together)
                 else:
                     _log_failure(together[0])
 
-    def _answer_alone(self, replica: Replica, scene: str, jobs: Sequence[_Job]) -> None:
-        """Answer one by one, so that a request that breaks the pipeline takes no neighbour along."""
-        for job in jobs:
-            try:
-                _compute(replica, scene, [job])
-            except Exception:
-                _log_failure(job)
+
+def _do(chore: Callable[[], None], done: Future[None]) -> None:
+    if not done.set_running_or_notify_cancel():
+        return
+    try:
+        chore()
+    except BaseException as error:  # the thread must outlive it; who asked for it gets it
+        done.set_exception(error)
+    else:
+        done.set_result(None)
 
 
-def _compute(replica: Replica, scene: str, jobs: Sequence[_Job]) -> None:
+def _answer_alone(replica: Replica, scene: str, jobs: Sequence[_Job]) -> list[tuple[str, Pipeline, Run]]:
+    """Answer one by one, so that a request that breaks the pipeline takes no neighbour along."""
+    finished = []
+    for job in jobs:
+        try:
+            finished.append(_compute(replica, scene, [job]))
+        except Exception:
+            _log_failure(job)
+    return finished
+
+
+def _compute(replica: Replica, scene: str, jobs: Sequence[_Job]) -> tuple[str, Pipeline, Run]:
     pipeline = replica.pipelines[scene]
     run = pipeline.run([job.request for job in jobs])
     encoder = ResponseEncoder(replica, pipeline, run)
-    answers = [encoder.response(q, job.request_id, job.debug) for q, job in enumerate(jobs)]
+    answers = [
+        run.refused.get(q) or encoder.response(q, job.request_id, job.debug) for q, job in enumerate(jobs)
+    ]
     for job, answer in zip(jobs, answers, strict=True):
         job.outcome = answer
+    return scene, pipeline, run
 
 
 def _failed(job: _Job) -> ComputeError:

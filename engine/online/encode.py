@@ -47,7 +47,9 @@ class ResponseEncoder:
         batch = len(run.requests)
         self._microseconds = (run.channel_us / batch).astype(np.int64).tolist()
         # Messages written one behind the other are one message: what never differs is written once.
-        constant = pb.RecallResponse(release=replica.release, snapshots=dict(replica.versions))
+        constant = pb.RecallResponse(
+            release=replica.release, snapshots=dict(replica.versions), log_offset=replica.log_offset
+        )
         self._constant = constant.SerializeToString(deterministic=True)
 
     def response(self, q: int, request_id: str, debug: bool) -> bytes:
@@ -64,6 +66,7 @@ class ResponseEncoder:
         response.unknown.user = request.user_id is not None and bool(hydrated.batch.users[q] < 0)
         response.unknown.recent_items = int(hydrated.unknown_recent[q])
         response.unknown.exclude_items = int(hydrated.unknown_excluded[q])
+        response.unknown.trigger_items = int(hydrated.unknown_triggers[q])
         if debug:
             self._add_debug(response, q)
         candidates = self._candidates[self._offsets[q] : self._offsets[q + 1]].tobytes()
@@ -85,7 +88,11 @@ class ResponseEncoder:
                 message=run.messages.get((c, q), "") if status == ChannelStatus.ERROR else "",
             )
         for f, name in enumerate(self._filters):
-            response.filters.add(filter=name, removed=int(run.removed[f, q]))
+            response.filters.add(
+                filter=name,
+                removed=int(run.removed[f, q]),
+                status=int(run.filter_status[f, q]),  # the numbers are the wire's own
+            )
 
     def _add_debug(self, response: pb.RecallResponse, q: int) -> None:
         run, debug = self._run, response.debug
@@ -93,8 +100,11 @@ class ResponseEncoder:
         for stage, microseconds in run.stage_us.items():
             debug.stages.add(stage=stage, microseconds=int(microseconds))
         history = run.batch.history
+        form = "item_ids" if self._items.kind == "int64" else "item_keys"
         ids = self._items.ids(history.rows[history.offsets[q] : history.offsets[q + 1]]).tolist()
-        getattr(debug, "history_item_ids" if self._items.kind == "int64" else "history_item_keys").extend(ids)
+        getattr(debug, f"history_{form}").extend(ids)
+        for name, rows in zip(self._filters, run.removed_rows(q), strict=True):
+            getattr(debug.removed.add(filter=name), form).extend(self._items.ids(rows).tolist())
 
     def _external_triggers(self, catalogue: LiveCatalogue) -> tuple[Ids, UInt8Array]:
         """Return the trigger of each proposal, and in which form it has one."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
+from engine.core.items import ItemColumns
+from engine.core.live import LiveState
 from engine.core.query import History, QueryBatch
-from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array, RaggedRows
+from engine.core.types import NO_ROW, AnyArray, Float32Array, Int32Array, Int64Array, RaggedRows
 from engine.data.ids import IdIndex
 from engine.data.live import LiveIds
 from engine.online.request import RecentItems, Request
@@ -22,20 +25,37 @@ class Hydrated:
     Attributes:
         batch: the batch.
         unknown_recent: int32[n], items per query that the catalogue does not know or whose event has no points.
-        unknown_excluded: int32[n], items per query that the catalogue does not know.
+        unknown_excluded, unknown_triggers: int32[n], items per query that the catalogue does not know.
     """
 
     batch: QueryBatch
     unknown_recent: Int32Array
     unknown_excluded: Int32Array
+    unknown_triggers: Int32Array
 
 
 class Hydrator:
     """Looks ids up in the catalogue and reads the user state."""
 
-    def __init__(self, items: LiveIds, users: IdIndex, state: UserState) -> None:
+    def __init__(
+        self,
+        items: LiveIds,
+        users: IdIndex,
+        state: UserState,
+        authors: LiveIds | None = None,
+        columns: ItemColumns | None = None,
+    ) -> None:
+        """Take what ids are looked up in.
+
+        Args:
+            items, users, authors: the indexes; no authors where none are known.
+            state: where users are read from.
+            columns: know the cities; None: no city is known.
+        """
+        self._columns = columns
         self._item_index = items
         self._user_index = users
+        self._author_index = authors
         self._state = state
         self._guest: int | str = -1 if users.kind == "int64" else ""
 
@@ -43,6 +63,11 @@ class Hydrator:
     def items(self) -> int:
         """Rows in the catalogue."""
         return len(self._item_index)
+
+    @property
+    def authors(self) -> int | None:
+        """Rows in the index of authors; None where there is none."""
+        return None if self._author_index is None else len(self._author_index)
 
     @property
     def users(self) -> int:
@@ -57,6 +82,7 @@ class Hydrator:
         users = self._user_index.rows(user_ids)
         unknown_recent = np.zeros(n, np.int32)
         unknown_excluded = np.zeros(n, np.int32)
+        unknown_triggers = np.zeros(n, np.int32)
         now = np.array([r.now for r in requests], np.int64)
         cities = tuple(r.city for r in requests)
         known = self._state.read(user_ids, users, now, cities)
@@ -65,7 +91,14 @@ class Hydrator:
             history = self._with_recent(history, requests, unknown_recent)
         excluded = RaggedRows.empty(n)
         if any(r.excluded is not None for r in requests):
-            excluded = self._excluded(requests, unknown_excluded)
+            excluded = self._rows([r.excluded for r in requests], unknown_excluded)
+        triggers = RaggedRows.empty(n)
+        if any(r.triggers is not None for r in requests):
+            triggers = _each_once(self._rows([r.triggers for r in requests], unknown_triggers))
+            excluded = _end_to_end(excluded, triggers)  # more like an item is not the item
+        live = known.live
+        if any(cities):
+            live = self._with_current_city(live, cities)
         batch = QueryBatch(
             user_ids=user_ids,
             users=users,
@@ -76,21 +109,37 @@ class Hydrator:
             longitude=np.array([r.longitude for r in requests], np.float64),
             cities=cities,
             devices=tuple(r.device for r in requests),
-            live=known.live,
+            live=live,
+            triggers=triggers,
         )
-        return Hydrated(batch, unknown_recent, unknown_excluded)
+        return Hydrated(batch, unknown_recent, unknown_excluded, unknown_triggers)
 
-    def _excluded(self, requests: Sequence[Request], unknown: Int32Array) -> RaggedRows:
+    def _rows(self, given: Sequence[AnyArray | None], unknown: Int32Array) -> RaggedRows:
+        """Look up the items that each request names."""
         lists: list[Int32Array] = []
-        for q, request in enumerate(requests):
+        for q, ids in enumerate(given):
             rows = np.empty(0, np.int32)
-            if request.excluded is not None:
-                rows = self._item_index.rows(request.excluded)
+            if ids is not None:
+                rows = self._item_index.rows(ids)
                 known = rows >= 0
                 unknown[q] = rows.size - np.count_nonzero(known)
                 rows = rows[known]
             lists.append(rows)
         return RaggedRows.of(lists)
+
+    def _with_current_city(self, live: LiveState, cities: Sequence[str]) -> LiveState:
+        """Put the city that each request names in front of those where its user was."""
+        codes = {} if self._columns is None else self._columns.city_codes
+        current = [codes.get(city, NO_ROW) for city in cities]
+        if all(code == NO_ROW for code in current):
+            return live
+        lists: list[Int32Array] = []
+        for q, code in enumerate(current):
+            past = live.cities.rows[live.cities.offsets[q] : live.cities.offsets[q + 1]]
+            if code != NO_ROW:
+                past = np.concatenate((np.array([code], np.int32), past[past != code]))
+            lists.append(past)
+        return replace(live, cities=RaggedRows.of(lists))
 
     def _with_recent(self, stored: History, requests: Sequence[Request], unknown: Int32Array) -> History:
         parts: list[tuple[Int32Array, Float32Array, Int64Array]] = []
@@ -110,6 +159,21 @@ class Hydrator:
             np.concatenate([times for _, _, times in parts]).astype(np.int64, copy=False),
             offsets,
         )
+
+
+def _each_once(ragged: RaggedRows) -> RaggedRows:
+    lists = [list(dict.fromkeys(part.tolist())) for part in _lists(ragged)]
+    return RaggedRows.of([np.array(part, np.int32) for part in lists])
+
+
+def _end_to_end(one: RaggedRows, other: RaggedRows) -> RaggedRows:
+    """Return each list of `one` with that of `other` behind it."""
+    pairs = zip(_lists(one), _lists(other), strict=True)
+    return RaggedRows.of([np.concatenate(pair) for pair in pairs])
+
+
+def _lists(ragged: RaggedRows) -> list[Int32Array]:
+    return [ragged.rows[a:b] for a, b in pairwise(ragged.offsets.tolist())]
 
 
 def combine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,16 +16,17 @@ from engine.core.candidates import (
     Candidates,
     ChannelStatus,
     FanOut,
+    FilterStatus,
     TriggerKind,
     check_contract,
 )
 from engine.core.channel import Channel, gates
-from engine.core.errors import ContractError
+from engine.core.errors import ContractError, StateUnavailableError
 from engine.core.filter import Filter
 from engine.core.members import drop
 from engine.core.merge import Merged, merge
 from engine.core.query import QueryBatch
-from engine.core.types import BoolArray, Float32Array, Float64Array, Int32Array
+from engine.core.types import BoolArray, Float32Array, Float64Array, Int8Array, Int32Array
 from engine.online.hydrate import Hydrated, Hydrator
 from engine.online.request import Request
 
@@ -33,15 +35,23 @@ log = logging.getLogger(__name__)
 _SKIPPED = int(ChannelStatus.SKIPPED)
 _EMPTY = int(ChannelStatus.EMPTY)  # OK is one less
 
+_SECONDS_BETWEEN_WARNINGS = 60.0
+"""Of one filter that cannot judge: while the state store is away every batch would say so."""
+
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """The candidates of some channels for a batch, channel after channel: what filters and the merge work on."""
+    """The candidates of some channels for a batch, channel after channel: what filters and the merge work on.
+
+    Of the filters `keep` says whether none removed the candidate, and `removed_by` which one did: int8[m], its place
+    in the scene's filters, or -1.
+    """
 
     fan_out: FanOut
     scores: Float32Array
     triggers: Int32Array
     keep: BoolArray
+    removed_by: Int8Array
 
     @classmethod
     def of(cls, answers: Sequence[CandidateBatch], queries: int) -> Columns:
@@ -57,6 +67,7 @@ class Columns:
             np.concatenate([answer.scores for answer in answers]),
             np.concatenate([answer.triggers for answer in answers]),
             np.ones(rows.size, np.bool_),
+            np.full(rows.size, -1, np.int8),
         )
 
     def followed_by(self, other: Columns) -> Columns:
@@ -67,6 +78,7 @@ class Columns:
             np.concatenate((self.scores, other.scores)),
             np.concatenate((self.triggers, other.triggers)),
             np.concatenate((self.keep, other.keep)),
+            np.concatenate((self.removed_by, other.removed_by)),
         )
 
 
@@ -74,7 +86,9 @@ class Columns:
 class Run:
     """One batch on its way down the stages; each stage fills in its part.
 
-    Channel axes are the scene's channels in merge order, then its fallback channels.
+    Channel axes are the scene's channels in merge order, then its fallback channels. `refused` are the queries that
+    cannot be answered because a filter could not read what it judges by, with the filter's name; their columns mean
+    nothing.
     """
 
     requests: Sequence[Request]
@@ -83,9 +97,11 @@ class Run:
     status: Int32Array
     returned: Int32Array
     removed: Int32Array
+    filter_status: Int32Array
     channel_us: Float64Array
     messages: dict[tuple[int, int], str] = field(default_factory=dict)
     stage_us: dict[str, float] = field(default_factory=dict)
+    refused: dict[int, StateUnavailableError] = field(default_factory=dict)
     hydrated: Hydrated = field(init=False)
     columns: Columns = field(init=False)
     merged: Merged = field(init=False)
@@ -94,6 +110,12 @@ class Run:
     def batch(self) -> QueryBatch:
         """The batch as the channels see it."""
         return self.hydrated.batch
+
+    def removed_rows(self, q: int) -> list[Int32Array]:
+        """Return the items of query q that each filter removed, each once per filter, in rising order of row."""
+        mine, positions = self.columns.fan_out.alone(q)
+        removed_by = self.columns.removed_by[positions]
+        return [np.unique(mine.rows[removed_by == f]) for f in range(self.removed.shape[0])]
 
 
 class Pipeline:
@@ -122,13 +144,13 @@ class Pipeline:
         self.channels = [channels[name] for name in self.channel_names]
         self._filters = [filters[name] for name in scene.filters]
         self._hydrator = hydrator
+        self._fail_open = [name in scene.fail_open for name in scene.filters]
+        self._warned = [-math.inf] * len(self._filters)
         self._reserve = reserve_ms / 1000
         self._first_fallback = len(scene.quotas)
         self._quotas = np.array([[*scene.quotas.values(), *(0 for _ in scene.fallback)]], np.int32).T
         self._weights = np.array([scene.weights.get(name, 1.0) for name in self.channel_names], np.float64)
         self._gated = [gates(channel) for channel in self.channels]
-        indexed = {TriggerKind.ITEM: hydrator.items, TriggerKind.USER: hydrator.users}
-        self._trigger_rows = [indexed.get(channel.trigger_kind) for channel in self.channels]
         self.stages: tuple[tuple[str, Callable[[Run], None]], ...] = (
             ("hydrate", self._hydrate),
             ("fan_out", self._fan_out),
@@ -148,6 +170,7 @@ class Pipeline:
             status=np.full((channels, n), _SKIPPED, np.int32),
             returned=np.zeros((channels, n), np.int32),
             removed=np.zeros((len(self._filters), n), np.int32),
+            filter_status=np.full((len(self._filters), n), FilterStatus.OK, np.int32),
             channel_us=np.zeros(channels),
         )
         started = time.perf_counter()
@@ -181,7 +204,10 @@ class Pipeline:
         """int32[n]: how far behind the quota a channel must reach so that what filters remove costs it nothing."""
         extra = np.zeros(len(batch), np.int32)
         for component in self._filters:
-            more = component.overfetch(batch)
+            try:
+                more = component.overfetch(batch)
+            except StateUnavailableError:  # keep() will say so too, and then it counts
+                continue
             if more is not None:
                 extra += more.astype(np.int32)
         return extra
@@ -207,8 +233,17 @@ class Pipeline:
     def _answer(self, run: Run, c: int, batch: QueryBatch, k: Int32Array) -> CandidateBatch:
         channel = self.channels[c]
         answer = channel.recall_batch(batch, k)
-        check_contract(answer, k, self._hydrator.items, self.channel_names[c], self._trigger_rows[c])
+        triggers = self._trigger_rows(channel.trigger_kind)
+        check_contract(answer, k, self._hydrator.items, self.channel_names[c], triggers)
         return answer
+
+    def _trigger_rows(self, kind: TriggerKind) -> int | None:
+        """Return how many rows the index of a kind of trigger has now; None of a kind that has no index."""
+        if kind is TriggerKind.ITEM:
+            return self._hydrator.items
+        if kind is TriggerKind.USER:
+            return self._hydrator.users
+        return self._hydrator.authors if kind is TriggerKind.AUTHOR else None
 
     def _shut_late(self, run: Run, c: int, k: Int32Array) -> None:
         """Ask nothing for requests whose time is up, but for the reserve."""
@@ -257,15 +292,47 @@ class Pipeline:
     def _filter(self, run: Run, columns: Columns) -> None:
         if columns.keep.size == 0:
             return
-        for f, component in enumerate(self._filters):
-            stays = component.keep(run.batch, columns.fan_out)
-            if stays is None:
-                continue
-            if stays.dtype != np.bool_ or stays.shape != columns.keep.shape:
-                raise ContractError(
-                    f"filter {self.filter_names[f]!r}: keep() must return bool[{columns.keep.size}]"
-                )
-            run.removed[f] += drop(columns.keep, stays, columns.fan_out.offsets, columns.fan_out.queries)
+        for f in range(len(self._filters)):
+            try:
+                stays = self._judge(f, run.batch, columns.fan_out)
+            except StateUnavailableError as error:
+                stays = self._judge_alone(run, f, columns.fan_out, error)
+            if stays is not None:
+                run.removed[f] += drop(columns.keep, columns.removed_by, stays, columns.fan_out, f)
+
+    def _judge(self, f: int, batch: QueryBatch, candidates: FanOut) -> BoolArray | None:
+        stays = self._filters[f].keep(batch, candidates)
+        if stays is not None and (stays.dtype != np.bool_ or stays.shape != candidates.rows.shape):
+            raise ContractError(
+                f"filter {self.filter_names[f]!r}: keep() must return bool[{candidates.rows.size}]"
+            )
+        return stays
+
+    def _judge_alone(self, run: Run, f: int, candidates: FanOut, error: StateUnavailableError) -> BoolArray:
+        """Ask again, each query alone, so that one whose state cannot be read takes no neighbour along."""
+        stays = np.ones(candidates.rows.size, np.bool_)
+        for q in range(candidates.queries):
+            try:
+                if candidates.queries == 1:
+                    raise error
+                mine, positions = candidates.alone(q)
+                verdict = self._judge(f, run.batch.alone(q), mine)
+                if verdict is not None:
+                    stays[positions] = verdict
+            except StateUnavailableError as own:
+                self._cannot_judge(run, f, q, own)
+        return stays
+
+    def _cannot_judge(self, run: Run, f: int, q: int, error: StateUnavailableError) -> None:
+        name = self.filter_names[f]
+        run.filter_status[f, q] = FilterStatus.UNAVAILABLE
+        if not self._fail_open[f]:
+            run.refused.setdefault(q, StateUnavailableError(f"filter {name!r}: {error}"))
+        now = time.monotonic()
+        if now - self._warned[f] >= _SECONDS_BETWEEN_WARNINGS:
+            self._warned[f] = now
+            what = "the scene goes on without it" if self._fail_open[f] else "requests are refused"
+            log.warning("filter %s: %s; %s", name, error, what)
 
     def _merge(self, run: Run) -> None:
         self._merge_first(run, self._first_fallback)

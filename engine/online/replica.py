@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from engine.config import Config
 from engine.core.channel import Channel, LoadContext
 from engine.core.errors import ConfigError, SnapshotError
-from engine.core.types import AnyArray
+from engine.core.filter import Filter
+from engine.core.types import AnyArray, Int32Array
 from engine.data.catalogue import Catalogue
+from engine.data.changes import ItemChanges
 from engine.data.live import LiveCatalogue
 from engine.data.snapshot import CATALOGUE, Snapshot, SnapshotStore
 from engine.online.hydrate import Hydrator
 from engine.online.pipeline import Pipeline
-from engine.state.history import HISTORY, SnapshotHistory
+from engine.online.state import State
+from engine.state.history import HISTORY, SnapshotHistory, UserState
+from engine.state.log import LiveLog
 
 log = logging.getLogger(__name__)
 
+REPLAYED = 10_000
+"""Entries of the live log taken in together at the start."""
 
-@dataclass(frozen=True)
+
+@dataclass
 class Replica:
     """What answers requests.
 
@@ -29,40 +39,55 @@ class Replica:
         versions: component -> snapshot version.
         catalogue: items, users and their columns.
         pipelines: scene -> pipeline.
+        channels, filters: what the pipelines have, by name.
+        log_offset: how much of the live log it has taken in; "" without a state store.
     """
 
     release: str
     versions: Mapping[str, str]
     catalogue: LiveCatalogue
     pipelines: Mapping[str, Pipeline]
+    channels: Mapping[str, Channel] = field(default_factory=dict)
+    filters: Mapping[str, Filter] = field(default_factory=dict)
+    log_offset: str = ""
 
     @classmethod
-    def open(cls, config: Config, store: SnapshotStore, verify: bool = True) -> Replica:
+    def open(
+        cls, config: Config, store: SnapshotStore, verify: bool = True, state: State | None = None
+    ) -> Replica:
         """Load the store's newest release that is whole; a damaged one is logged and the one before it serves.
+
+        With a state store it then takes in all that the live log holds behind the release.
 
         Args:
             config: scenes and channels.
             store: where the releases are.
             verify: hold every file to its checksum first.
+            state: the state store; None: what the release says is all there is.
 
         Raises:
             SnapshotError: if no release is whole, or none was ever published.
             ConfigError: if a scene uses a channel that the release has no snapshot of.
+            StateError: if the live log cannot be read.
         """
         release, snapshots, refused = store.newest_valid(verify=verify)
         for error in refused:
             log.error("release refused, an earlier one serves: %s", error)
-        return cls.of(config, release.name, snapshots)
+        return cls.of(config, release.name, snapshots, state)
 
     @classmethod
-    def of(cls, config: Config, release: str, snapshots: Mapping[str, Snapshot]) -> Replica:
-        """Make a replica of loaded snapshots; errors as in `open`."""
+    def of(
+        cls, config: Config, release: str, snapshots: Mapping[str, Snapshot], state: State | None = None
+    ) -> Replica:
+        """Make a replica of loaded snapshots; as `open`."""
         for needed in (CATALOGUE, HISTORY):
             if needed not in snapshots:
                 raise SnapshotError(f"has no {needed}; run `recall build`", f"release {release}")
         catalogue = Catalogue.load(snapshots[CATALOGUE].arrays)
         live = LiveCatalogue.of(catalogue)
-        hydrator = Hydrator(live.items, live.users, SnapshotHistory(snapshots[HISTORY].arrays))
+        history = SnapshotHistory(snapshots[HISTORY].arrays)
+        users: UserState = history if state is None else state.live_users(live, history)
+        hydrator = Hydrator(live.items, live.users, users, live.authors, live.columns)
         wanted = {name for scene in config.scenes.values() for name in (*scene.quotas, *scene.fallback)}
         channels = {
             name: _load_channel(config, name, snapshots, live) for name in config.channels if name in wanted
@@ -77,7 +102,83 @@ class Replica:
             for name, scene in config.scenes.items()
         }
         versions = {component: snapshot.manifest.version for component, snapshot in snapshots.items()}
-        return cls(release, versions, live, pipelines)
+        if state is None:
+            return cls(release, versions, live, pipelines, channels, filters)
+        offset = snapshots[CATALOGUE].manifest.log_offset
+        replica = cls(release, versions, live, pipelines, channels, filters, offset)
+        began = time.monotonic()
+        changes = replica.catch_up(state.log)
+        log.info("%d changes of items taken in, in %.1f s", changes, time.monotonic() - began)
+        return replica
+
+    def apply(self, changes: ItemChanges, offset: str) -> list[str]:
+        """Take in changes of items; between two batches, on the thread that computes them.
+
+        Args:
+            changes: from the live log.
+            offset: of the last of them.
+
+        Returns:
+            The channels and filters that failed to take note, as in `update`.
+        """
+        rows = self.catalogue.apply(changes)
+        failed = self.update(rows) if rows.size else []
+        self.log_offset = offset
+        return failed
+
+    def catch_up(self, live_log: LiveLog) -> int:
+        """Take in everything between `log_offset` and the end of the log; for a replica that does not serve yet.
+
+        Channels and filters are told once, when the catalogue has it all.
+
+        Returns:
+            How many changes there were.
+
+        Raises:
+            StateError: the log cannot be read.
+        """
+        parts: list[Int32Array] = []
+        changes = 0
+        if live_log.missed(self.log_offset):
+            end = live_log.end()
+            log.warning("the live log no longer has what follows %s: reading the table", self.log_offset)
+            for values in live_log.table():
+                parts.append(self.catalogue.apply(ItemChanges.parse(values, self.catalogue.id_type)))
+                changes += len(values)
+            self.log_offset = end
+        while entries := live_log.read(self.log_offset, REPLAYED):
+            values = [value for _, value in entries]
+            parts.append(self.catalogue.apply(ItemChanges.parse(values, self.catalogue.id_type)))
+            changes += len(values)
+            self.log_offset = entries[-1][0]
+        if parts:
+            changed = np.zeros(len(self.catalogue.items), np.bool_)
+            for part in parts:
+                changed[part] = True
+            self.update(np.flatnonzero(changed).astype(np.int32))
+        return changes
+
+    def update(self, rows: Int32Array) -> list[str]:
+        """Tell every channel and filter that items changed.
+
+        One that fails is logged and goes on with what it has: it knows nothing of these items before the server's next
+        start, and is told of the next ones all the same. Filters and columns judge what it returns as things are now.
+
+        Args:
+            rows: int32[m], each once.
+
+        Returns:
+            The names of those that failed.
+        """
+        failed = []
+        components: list[tuple[str, Channel | Filter]] = [*self.channels.items(), *self.filters.items()]
+        for name, component in components:
+            try:
+                component.update(rows)
+            except Exception:  # whatever it raises is its own failure alone
+                log.exception("%s failed to take note of %d changed items", name, rows.size)
+                failed.append(name)
+        return failed
 
 
 def load_context(arrays: Mapping[str, AnyArray], catalogue: LiveCatalogue) -> LoadContext:
@@ -90,12 +191,13 @@ def _load_channel(
     config: Config, name: str, snapshots: Mapping[str, Snapshot], catalogue: LiveCatalogue
 ) -> Channel:
     loaded, options = config.channel(name)
-    if loaded.needs_build and name not in snapshots:
-        raise ConfigError("the release has no snapshot of it; run `recall build`", f"channels.{name}")
-    arrays = snapshots[name].arrays if name in snapshots else {}
+    lender = config.snapshot_of(name)
+    if loaded.needs_build and lender not in snapshots:
+        raise ConfigError("the release has no snapshot of it; run `recall build`", f"channels.{lender}")
+    arrays = snapshots[lender].arrays if lender in snapshots else {}
     context = load_context(arrays, catalogue)
     try:
         return loaded.load(options, context)
     except KeyError as error:
         text = f"has no array {error}, which the channel {name!r} needs; build it again"
-        raise SnapshotError(text, str(snapshots[name].path)) from error
+        raise SnapshotError(text, str(snapshots[lender].path)) from error

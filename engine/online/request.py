@@ -40,6 +40,7 @@ class Request:
         now: seconds since the epoch.
         recent: the caller's own view of the history.
         excluded: external ids, or None.
+        triggers: external ids of the items to find more like, or None.
         quotas: channel name -> quota of this request; 0 turns the channel off.
         latitude, longitude: degrees; NaN where not given.
         city, device: context.
@@ -51,6 +52,7 @@ class Request:
     now: int = 0
     recent: RecentItems | None = None
     excluded: AnyArray | None = None
+    triggers: AnyArray | None = None
     quotas: dict[str, int] = field(default_factory=dict)
     latitude: float = np.nan
     longitude: float = np.nan

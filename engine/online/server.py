@@ -19,9 +19,16 @@ from engine.core.errors import ConfigError, RecallError
 from engine.data.snapshot import SnapshotStore
 from engine.online.batcher import Batcher
 from engine.online.encode import ResponseEncoder
+from engine.online.ingest import INGEST_SERVICE, IngestService
+from engine.online.live import Tail
+from engine.online.metrics import Metrics, MetricsServer
+from engine.online.pipeline import Pipeline, Run
+from engine.online.recalls import Recalls
+from engine.online.rehearsal import rehearse
 from engine.online.replica import Replica
 from engine.online.request import RecentItems, Request
 from engine.online.service import SERVICE, RecallService
+from engine.online.state import State, open_state
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +49,45 @@ OPTIONS: tuple[tuple[str, int], ...] = (
 _PATIENCE_SECONDS = 5.0
 """How long the batch that is being computed may still take once nobody waits for it."""
 
-_HEALTH_NAMES = ("", SERVICE)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class Server:
-    """A gRPC server around one replica: RecallService, health and reflection."""
+    """A gRPC server around one replica: RecallService, health and reflection; IngestService with a state store.
 
-    def __init__(self, config: Config, replica: Replica) -> None:
-        """Take the configuration, whose `server` section says where to listen, and what answers."""
+    Attributes:
+        metrics: what it counts.
+        metrics_port: where it serves them over HTTP while it runs; 0 where it does not.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        replica: Replica,
+        state: State | None = None,
+    ) -> None:
+        """Take what is needed.
+
+        Args:
+            config: its `server` section says where to listen.
+            replica: what answers; opened with the same `state`.
+            state: the state store; it stays the caller's to close, after `stop`.
+        """
         self._config = config
         self._replica = replica
+        self._state = state
         self._health = _Health()
+        self._ingest: IngestService | None = None
+        self._recalls: Recalls | None = None
+        self._tail: Tail | None = None
+        self._metrics_server: MetricsServer | None = None
+        self.metrics = Metrics() if state is None else state.metrics
+
+    @property
+    def metrics_port(self) -> int:
+        """The port of the metrics."""
+        return 0 if self._metrics_server is None else self._metrics_server.port
 
     async def start(self) -> int:
         """Listen, warm up, and only then say SERVING.
@@ -66,24 +99,37 @@ class Server:
             ConfigError: if the address cannot be listened on.
             RecallError: if a scene cannot answer at all.
         """
-        for name in _HEALTH_NAMES:
+        services = (SERVICE,) if self._state is None else (SERVICE, INGEST_SERVICE)
+        for name in ("", *services):
             await self._health.set(name, _NOT_SERVING)
         settings = self._config.server
         self._server = grpc.aio.server(options=OPTIONS)
         port = _listen(self._server, settings.host, settings.port)
-        self._batcher = Batcher(self._replica, settings.max_batch, settings.max_queue)
-        service = RecallService(self._config, self._batcher)
-        self._server.add_generic_rpc_handlers((service.handlers(),))
+        if settings.metrics_port:
+            self._metrics_server = self.metrics.serve(settings.host, settings.metrics_port)
+        self._batcher = Batcher(self._replica, settings.max_batch, settings.max_queue, self._observe)
+        handlers = [RecallService(self._config, self._batcher).handlers()]
+        if self._state is not None:
+            from engine.online.ingest import IngestService
+
+            kind = self._replica.catalogue.id_type
+            self._ingest = IngestService(self._config, kind, self._state.users, self._state.log, self.metrics)
+            self._recalls = Recalls(self._state.users, self.metrics)
+            handlers.append(self._ingest.handlers())
+        self._server.add_generic_rpc_handlers(handlers)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
         await self._server.start()
         try:
-            await asyncio.to_thread(warm_up, self._replica)
+            await asyncio.to_thread(self._warm_up)
         except BaseException:
             await self.stop(0)
             raise
-        for name in _HEALTH_NAMES:
+        if self._state is not None:
+            self._tail = Tail(self._replica, self._state.log, self._batcher.between, self.metrics)
+            self._tail.start()
+        for name in ("", *services):
             await self._health.set(name, _SERVING)
         if settings.host not in ("127.0.0.1", "::1", "localhost"):
             log.warning(
@@ -93,6 +139,14 @@ class Server:
         log.info("release %s: listening on %s:%d", self._replica.release, settings.host, port)
         return port
 
+    def _warm_up(self) -> None:
+        warm_up(self._replica)
+        if self._state is not None:
+            try:
+                rehearse(self._config, self._replica, self._state)
+            except Exception as error:
+                raise RecallError(f"live state cannot be served: {error!r}") from error
+
     async def stop(self, grace: float) -> None:
         """Say NOT_SERVING, refuse new calls, let those in flight finish, and close.
 
@@ -100,8 +154,21 @@ class Server:
             grace: seconds they may take.
         """
         await self._health.end()
+        if self._ingest is not None:
+            await self._ingest.close(max(grace, _PATIENCE_SECONDS))
         await self._server.stop(grace)
         await self._batcher.close(_PATIENCE_SECONDS)
+        for thread in (self._tail, self._recalls):
+            if thread is not None:
+                await asyncio.to_thread(thread.close, _PATIENCE_SECONDS)
+        if self._metrics_server is not None:
+            await asyncio.to_thread(self._metrics_server.close)
+
+    def _observe(self, scene: str, pipeline: Pipeline, run: Run) -> None:
+        """Note what became of a batch; on the compute thread, when its answers are on their way."""
+        self.metrics.count(scene, pipeline, run)
+        if self._recalls is not None:
+            self._recalls.note(pipeline, run, self._replica.catalogue.columns.keys)
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[name-defined,misc]
@@ -136,6 +203,7 @@ async def serve(
     replica: Replica,
     ready: Callable[[int], None] | None = None,
     stop: asyncio.Event | None = None,
+    state: State | None = None,
 ) -> None:
     """Serve until told to stop, then drain.
 
@@ -145,6 +213,7 @@ async def serve(
         ready: called with the port when the server is up and healthy.
         stop: ends it when set; without one, SIGTERM and SIGINT do (a second one kills, as ever), which needs
             the main thread.
+        state: as `Server` takes it.
 
     Raises:
         ConfigError: if the address cannot be listened on.
@@ -162,7 +231,7 @@ async def serve(
 
     for number in signals:
         loop.add_signal_handler(number, on_signal, number)
-    server = Server(config, replica)
+    server = Server(config, replica, state)
     try:
         port = await server.start()
         try:
@@ -190,9 +259,11 @@ def run_server(config: Config, store: SnapshotStore, ready: Callable[[int], None
 
     Raises:
         SnapshotError, ConfigError: as `Replica.open`; ConfigError too if the address cannot be listened on.
+        StateError: if the state store cannot be had.
     """
-    replica = Replica.open(config, store)
-    asyncio.run(serve(config, replica, ready))
+    with open_state(config) as state:
+        replica = Replica.open(config, store, state=state)
+        asyncio.run(serve(config, replica, ready, state=state))
     return 0
 
 

@@ -15,7 +15,7 @@ from google.rpc import error_details_pb2, status_pb2
 from recall.v1 import recall_pb2 as pb
 
 from engine.config import Config
-from engine.core.errors import RequestError
+from engine.core.errors import RequestError, StateUnavailableError
 from engine.online.batcher import Batcher, ClosedError, ComputeError, DeadlinePassedError, QueueFullError
 from engine.online.wire import parse
 
@@ -67,9 +67,9 @@ class RecallService:
             id_kind = self._batcher.replica.catalogue.id_type
             scene, request = parse(message, self._config, id_kind, deadline, int(time.time()))
         except DecodeError:
-            await _refuse(context, RequestError([("", "expected a serialized recall.v1.RecallRequest")]))
+            await refuse(context, RequestError([("", "expected a serialized recall.v1.RecallRequest")]))
         except RequestError as error:
-            await _refuse(context, error)
+            await refuse(context, error)
         request_id = message.request_id or f"{self._run_id}-{next(self._numbers)}"
         try:
             return await self._batcher.submit(scene, request, request_id, message.debug)
@@ -79,11 +79,13 @@ class RecallService:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
         except ClosedError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+        except StateUnavailableError as error:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
         except ComputeError as error:
             await context.abort(grpc.StatusCode.INTERNAL, str(error))
 
 
-async def _refuse(context: grpc.aio.ServicerContext[bytes, bytes], error: RequestError) -> NoReturn:
+async def refuse(context: grpc.aio.ServicerContext[bytes, bytes], error: RequestError) -> NoReturn:
     """End the RPC with INVALID_ARGUMENT and a google.rpc.BadRequest that names the fields."""
     bad = error_details_pb2.BadRequest()
     for n, (field, text) in enumerate(error.violations):

@@ -10,20 +10,30 @@ from recall.v1 import recall_pb2 as pb
 from engine.config import Config, SceneConfig
 from engine.core.errors import RequestError
 from engine.core.types import AnyArray
-from engine.data.ids import MAX_ID_BYTES, IdKind
+from engine.data.ids import IdKind
+from engine.online.checks import (
+    MAX_TEXT_BYTES,
+    MAX_TIME,
+    bad_count,
+    bad_key,
+    bad_kind,
+    bad_number,
+    bad_range,
+    bad_text,
+    fits,
+    is_key,
+    names,
+    shown,
+)
 from engine.online.request import RecentItems, Request
 
 MAX_RECENT = 1_000
 MAX_EXCLUDED = 10_000
+MAX_TRIGGERS = 64
 MAX_OVERRIDES = 64
 MAX_DEVICE = 64
-MAX_TEXT_BYTES = 256
 MAX_REQUEST_ID_BYTES = 128
-MAX_TIME = 4_102_444_800
-"""2100-01-01T00:00:00Z: later than any time that is meant, so milliseconds given for seconds are caught."""
 
-_SHOWN = 64
-_KEY_RULE = f"expected 1 to {MAX_ID_BYTES} bytes of UTF-8 without a NUL"
 _DEFAULT_SCENE = "default"
 _NO_EVENT = -1
 
@@ -77,7 +87,8 @@ def parse(
         limit=limit,
         now=now,
         recent=_recent(message, config, id_kind, now, bad),
-        excluded=_excluded(message, id_kind, bad),
+        excluded=_items(message, "exclude_item_", MAX_EXCLUDED, id_kind, bad),
+        triggers=_items(message, "trigger_item_", MAX_TRIGGERS, id_kind, bad),
         quotas=_quotas(message, config.scenes.get(scene_name), config.server.max_limit, bad),
         latitude=latitude,
         longitude=longitude,
@@ -97,10 +108,10 @@ def _scene_name(name: str, config: Config, bad: _Violations) -> str:
         if len(config.scenes) == 1:
             return next(iter(config.scenes))
         bad.append(
-            ("scene", f"expected a scene, as none is called {_DEFAULT_SCENE!r}: {_names(config.scenes)}")
+            ("scene", f"expected a scene, as none is called {_DEFAULT_SCENE!r}: {names(config.scenes)}")
         )
     elif name not in config.scenes:
-        bad.append(("scene", f"expected one of {_names(config.scenes)}, got {_shown(name)}"))
+        bad.append(("scene", f"expected one of {names(config.scenes)}, got {shown(name)}"))
     return name
 
 
@@ -115,12 +126,12 @@ def _id(given: str, value: int | str, prefix: str, path: str, id_kind: IdKind, b
     """Check one id, given in the field `prefix`id or `prefix`key; the field itself stands at `path`."""
     wanted = f"{prefix}id" if id_kind == "int64" else f"{prefix}key"
     if given != wanted:
-        bad.append((path, f"expected {wanted} instead: ids of this catalogue are of type {id_kind}"))
+        bad.append((path, bad_kind(wanted, id_kind)))
     elif isinstance(value, str):
-        if not _is_key(value):
-            bad.append((path, f"{_KEY_RULE}, got {_shown(value)}"))
+        if not is_key(value):
+            bad.append((path, bad_key(value)))
     elif value < 0:
-        bad.append((path, f"expected 0 or more, got {value}"))
+        bad.append((path, bad_number(value)))
     return value
 
 
@@ -152,7 +163,7 @@ def _recent(
         if item.HasField("timestamp"):
             _check_range(time, 0, MAX_TIME, f"{at}.timestamp", bad)
         if item.event and item.event not in kinds:
-            bad.append((f"{at}.event", f"expected one of {_names(kinds)}, got {_shown(item.event)}"))
+            bad.append((f"{at}.event", f"expected one of {names(kinds)}, got {shown(item.event)}"))
             continue
         worth = config.interest[item.event] if item.event else 1.0
         if worth > 0:  # an event of no points says nothing about interest, here as in the stored history
@@ -172,26 +183,23 @@ def _recent(
     )
 
 
-def _excluded(message: pb.RecallRequest, id_kind: IdKind, bad: _Violations) -> AnyArray | None:
-    right, wrong = "exclude_item_ids", "exclude_item_keys"
+def _items(
+    message: pb.RecallRequest, prefix: str, most: int, id_kind: IdKind, bad: _Violations
+) -> AnyArray | None:
+    """Check the items given in one of the fields `prefix`ids and `prefix`keys."""
+    right, wrong = f"{prefix}ids", f"{prefix}keys"
     if id_kind == "string":
         right, wrong = wrong, right
     if getattr(message, wrong):
-        bad.append((wrong, f"expected {right} instead: ids of this catalogue are of type {id_kind}"))
+        bad.append((wrong, bad_kind(right, id_kind)))
     given = getattr(message, right)
-    if not given or not _check_count(len(given), MAX_EXCLUDED, right, bad):
+    if not given or not _check_count(len(given), most, right, bad):
         return None
     if id_kind == "string":
-        bad.extend(
-            (f"{right}[{i}]", f"{_KEY_RULE}, got {_shown(key)}")
-            for i, key in enumerate(given)
-            if not _is_key(key)
-        )
+        bad.extend((f"{right}[{i}]", bad_key(key)) for i, key in enumerate(given) if not is_key(key))
         return None if bad else _id_array(given, id_kind)
     ids = _id_array(given, id_kind)
-    bad.extend(
-        (f"{right}[{i}]", f"expected 0 or more, got {ids[i]}") for i in np.flatnonzero(ids < 0).tolist()
-    )
+    bad.extend((f"{right}[{i}]", bad_number(ids[i])) for i in np.flatnonzero(ids < 0).tolist())
     return ids
 
 
@@ -208,10 +216,10 @@ def _quotas(
         name = override.channel
         # Of an unknown scene, which is a breach already, no channel is known.
         if scene is not None and name not in scene.quotas and name not in scene.fallback:
-            known = _names((*scene.quotas, *scene.fallback))
-            bad.append((f"{at}.channel", f"expected one of {known}, got {_shown(name)}"))
+            known = names((*scene.quotas, *scene.fallback))
+            bad.append((f"{at}.channel", f"expected one of {known}, got {shown(name)}"))
         elif name in seen:
-            bad.append((f"{at}.channel", f"expected each channel once, got {_shown(name)} again"))
+            bad.append((f"{at}.channel", f"expected each channel once, got {shown(name)} again"))
         seen.add(name)
         if override.HasField("quota"):
             _check_range(override.quota, 0, max_quota, f"{at}.quota", bad)
@@ -230,7 +238,7 @@ def _device(context: pb.Context, bad: _Violations) -> dict[str, str]:
     device = dict(context.device)
     if device and _check_count(len(device), MAX_DEVICE, "context.device", bad):
         for key, value in device.items():
-            at = f"context.device[{_shown(key)}]"
+            at = f"context.device[{shown(key)}]"
             _check_text(key, MAX_TEXT_BYTES, at, bad)
             _check_text(value, MAX_TEXT_BYTES, at, bad)
     return device
@@ -238,36 +246,20 @@ def _device(context: pb.Context, bad: _Violations) -> dict[str, str]:
 
 def _check_range(value: float, low: float, high: float, path: str, bad: _Violations) -> None:
     if not low <= value <= high:
-        bad.append((path, f"expected {low} to {high}, got {value}"))
+        bad.append((path, bad_range(value, low, high)))
 
 
 def _check_text(value: str, most: int, path: str, bad: _Violations) -> None:
-    if len(value) * 4 > most and len(value.encode()) > most:
-        bad.append((path, f"expected at most {most} bytes of UTF-8, got {len(value.encode())}"))
+    if not fits(value, most):
+        bad.append((path, bad_text(value, most)))
 
 
 def _check_count(count: int, most: int, path: str, bad: _Violations) -> bool:
     """Whether a list is no longer than allowed; one that is longer is not looked into any further."""
     if count > most:
-        bad.append((path, f"expected at most {most} entries, got {count}"))
+        bad.append((path, bad_count(count, most)))
     return count <= most
-
-
-def _is_key(key: str) -> bool:
-    # NumPy drops NULs at the end of a string, so a key with one would be taken for another.
-    return 0 < len(key.encode()) <= MAX_ID_BYTES and "\0" not in key
 
 
 def _id_array(ids: Iterable[int | str], id_kind: IdKind) -> AnyArray:
     return np.array(list(ids), np.int64 if id_kind == "int64" else np.str_)
-
-
-def _names(names: Iterable[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - 16} more" if len(listed) > 16 else ""
-    return ", ".join(listed[:16]) + more
-
-
-def _shown(text: str) -> str:
-    """The text in quotes, cut, so that nobody can blow up an error with what it quotes."""
-    return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}..."

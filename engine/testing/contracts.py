@@ -147,10 +147,23 @@ class FilterContract:
                 verdicts = keep[(owner == q) & (fan_out.rows == row)]
                 assert verdicts.all() or not verdicts.any()
 
+    def test_a_batch_is_judged_as_its_queries_are_alone(self) -> None:
+        """Who shares the batch must not matter."""
+        component, batch, fan_out = self.filter(), self.batch(), self.fan_out()
+        together = self.verdicts(fan_out)
+        for q in range(self.size):
+            mine, positions = fan_out.alone(q)
+            keep = component.keep(batch.alone(q), mine)
+            alone = np.ones(positions.size, np.bool_) if keep is None else keep
+            assert alone.tolist() == together[positions].tolist()
+
     def test_its_overfetch_covers_what_it_can_remove(self) -> None:
-        """Removed distinct items per query never exceed what it said to bring more of."""
+        """Removed distinct items per query never exceed what it said to bring more of, unless it is not bounded."""
         component, batch, fan_out = self.filter(), self.batch(), self.fan_out()
         more = component.overfetch(batch)
+        assert more is None or (more.shape == (self.size,) and (more >= 0).all())
+        if not component.bounded:
+            return
         keep = self.verdicts(fan_out)
         owner = fan_out.query_of_candidate()
         for q in range(self.size):

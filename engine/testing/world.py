@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from engine.core.channel import BuildContext, Channel, LoadContext, SilentProgress
+from engine.core.filter import Filter
 from engine.core.interactions import Interactions
-from engine.core.items import ItemColumns
+from engine.core.items import NO_TIME, ItemColumns
 from engine.core.memory import MemorySink
 from engine.core.query import History, QueryBatch
 from engine.core.types import AnyArray, RaggedRows
@@ -40,16 +41,70 @@ def built_channel(
     liked: Interactions,
     item_columns: Mapping[str, AnyArray] | None = None,
     columns: ItemColumns | None = None,
+    follows: Interactions | None = None,
+    authors: int = 0,
     **options: Any,
 ) -> Channel:
-    """Build a channel in memory and load it."""
+    """Build a channel in memory and load it.
+
+    Args:
+        kind: its class.
+        liked: the interest matrix.
+        item_columns: what the build sees of the items; None: what `columns` has.
+        columns: the live columns; None: those of items of whom nothing is known.
+        follows, authors: as in `BuildContext`.
+        options: of the channel.
+    """
     config = kind.Config(**options)
     sink = MemorySink()
     now = int(liked.timestamps.max(initial=0))
     if kind.needs_build:
-        kind.build(config, BuildContext(liked, item_columns or {}, now, sink, SilentProgress(), 2))
+        if item_columns is None:
+            item_columns = {} if columns is None else catalogue_columns(columns)
+        context = BuildContext(liked, item_columns, now, sink, SilentProgress(), 2, follows, authors)
+        kind.build(config, context)
     live = columns if columns is not None else ItemColumns(liked.items)
     return kind.load(config, LoadContext(sink.arrays, liked.items, liked.users, live))
+
+
+def catalogue_columns(columns: ItemColumns) -> dict[str, AnyArray]:
+    """Return live columns under the names that a build knows them by."""
+    tags = [
+        columns.tag_codes[start : start + count]
+        for start, count in zip(columns.tag_starts.tolist(), columns.tag_counts.tolist(), strict=True)
+    ]
+    return {
+        "author": columns.authors.copy(),
+        "city": columns.cities.copy(),
+        "published_at": columns.published_at.copy(),
+        "quality": columns.quality.copy(),
+        "latitude": columns.latitude.astype(np.float64),
+        "longitude": columns.longitude.astype(np.float64),
+        "tags.offsets": np.concatenate((np.zeros(1, np.int64), np.cumsum(columns.tag_counts, dtype=np.int64))),
+        "tags.codes": np.concatenate([np.empty(0, np.int32), *tags]),
+    }
+
+
+def built_filter(kind: type[Filter], columns: ItemColumns, **options: Any) -> Filter:
+    """Load a filter for a catalogue."""
+    return kind.load(kind.Config(**options), LoadContext({}, len(columns), 0, columns))
+
+
+def random_columns(
+    items: int, authors: int = 8, tags: int = 6, seed: int = 0, now: int = 1_000_000
+) -> ItemColumns:
+    """Return random columns: some items taken down, some published after `now`, some of no known author or time."""
+    rng = np.random.default_rng(seed)
+    columns = ItemColumns(items)
+    columns.set("keys", rng.choice(1 << 62, items, replace=False))
+    columns.set("available", rng.random(items) < 0.8)
+    columns.set("authors", rng.integers(-1, authors, items))
+    known = rng.random(items) < 0.8
+    columns.set("published_at", np.where(known, rng.integers(0, now * 5 // 4, items), NO_TIME))
+    offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(rng.integers(0, 4, items))))
+    columns.set_tags(offsets, rng.integers(0, tags, int(offsets[-1])).astype(np.int32))
+    columns.tag_vocabulary = {f"tag {code}": code for code in range(tags)}
+    return columns
 
 
 def random_batch(items: int, users: int, size: int, seed: int = 0, now: int = 1_000_000) -> QueryBatch:

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -6,7 +8,8 @@ from hypothesis import strategies as st
 from channels.swing import Swing, SwingOptions, swing_neighbours, swing_reference
 from engine.core.channel import SilentProgress
 from engine.core.errors import BuildError
-from engine.testing import ChannelContract, built_channel, interactions_of, tiny_interactions
+from engine.core.types import RaggedRows
+from engine.testing import ChannelContract, built_channel, interactions_of, random_batch, tiny_interactions
 
 
 class TestContract(ChannelContract):
@@ -113,3 +116,13 @@ def test_one_user_or_one_item_builds(likes):
 def test_nobody_likes_anything_is_an_error():
     with pytest.raises(BuildError, match="swing: no event"):
         built_channel(Swing, interactions_of([[], []], items=3))
+
+
+def test_more_like_an_item_starts_from_the_request_not_from_the_history():
+    # Users who like 0 like 1 too; nobody likes 2 and another.
+    channel = built_channel(Swing, interactions_of([[0, 1], [0, 1], [2]], items=3), source="trigger")
+    batch = random_batch(3, 3, 3)
+    triggers = RaggedRows.of([np.array(part, np.int32) for part in ([1], [2, 0], [])])
+    answer = channel.recall_batch(replace(batch, triggers=triggers), np.full(3, 9, np.int32))
+    assert [answer.query(q).rows.tolist() for q in range(3)] == [[0], [1], []]
+    assert answer.triggers.tolist() == [1, 0]

@@ -15,12 +15,15 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
+from recall.v1 import recall_pb2 as pb
 
 from engine import __version__, console
 from engine.cli import app, main
+from engine.cli.answer import Words, show
 from engine.cli.common import parse_id
 from engine.cli.drawing import draw_scene, stage_names
 from engine.cli.query import parse_recent
+from engine.client._messages import to_result
 from engine.config import Config, default_config_path, load_config, read_params
 from engine.core.errors import BuildError, ConfigError
 from engine.data.sample import sample_path
@@ -257,7 +260,7 @@ def test_check_draws_the_stages_that_the_pipeline_runs(store: Path) -> None:
 def test_check_is_clean_on_what_ships(store: Path, recall: Recall) -> None:
     code, out, err = recall("check", "--store", store)
     assert (code, err) == (0, "")
-    assert "quota 100" in out
+    assert "quota 60 " in out
     assert out.endswith("0 errors, 0 warnings\n")
 
 
@@ -311,6 +314,22 @@ def test_query_prints_one_json_object(target: str, user: int, recall: Recall) ->
     assert "debug" not in answer
 
 
+def test_query_finds_more_like_an_item_for_anybody(target: str, user: int, recall: Recall) -> None:
+    plain = json.loads(recall("query", "-t", target, "-u", user, "-n", 20, "--json")[1])
+    first = plain["candidates"][0]["id"]
+    code, out, _ = recall(
+        "query", "-t", target, "--scene", "related", "--like", first, "--like", 10**15, "--json"
+    )
+    assert code == 0
+    answer = json.loads(out)
+    status = {report["channel"]: report["status"] for report in answer["channels"]}
+    assert (status["similar_itemcf"], status["similar_swing"]) == ("OK", "OK")
+    best = answer["candidates"][0]
+    assert best["proposals"][0]["trigger"] == first
+    assert first not in [candidate["id"] for candidate in answer["candidates"]]
+    assert answer["unknown"]["trigger_items"] == 1
+
+
 def test_query_passes_every_option_on(target: str, user: int, recall: Recall) -> None:
     plain = json.loads(recall("query", "-t", target, "-u", user, "-n", 20, "--json")[1])
     first = plain["candidates"][0]["id"]
@@ -320,6 +339,11 @@ def test_query_passes_every_option_on(target: str, user: int, recall: Recall) ->
     assert code == 0
     answer = json.loads(out)
     assert answer["debug"]["history"][0] == first
+    counts = {report["filter"]: report["removed"] for report in answer["filters"]}
+    removed = answer["debug"]["removed"]
+    assert set(removed) == set(counts)
+    assert removed["seen"]
+    assert all(len(ids) <= counts[name] for name, ids in removed.items())
     assert first not in {candidate["id"] for candidate in answer["candidates"]}
     status = {report["channel"]: report["status"] for report in answer["channels"]}
     assert (status["itemcf"], status["swing"], status["usercf"]) == ("OK", "SKIPPED", "SKIPPED")
@@ -333,10 +357,28 @@ def test_query_shows_a_table_and_with_the_store_what_the_items_are(
     assert re.search(r"^1 +item \d+ +0\.\d{4} +\w+ #\d+ +(item|user) \d+", out, re.MULTILINE)
     assert " · " not in out
     assert "stages of a batch of 1: hydrate" in out
+    assert re.search(r"^removed by seen: \d+", out, re.MULTILINE)
     code, out, _ = recall("query", "--target", target, "--user", user, "--limit", 3, "--store", store)
     assert code == 0
     assert re.search(r"^1 +item \d+ · author \d+ · tag \d+", out, re.MULTILINE)
     assert re.search(r"user \d+ · \d+ items? in common", out)
+
+
+def test_an_answer_without_a_filter_says_so_and_names_the_first_of_what_was_removed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    removed = pb.RemovedItems(filter="seen", item_ids=range(25))
+    response = pb.RecallResponse(debug=pb.DebugInfo(removed=[removed, pb.RemovedItems(filter="exposure")]))
+    response.filters.add(filter="seen", removed=30, status=pb.FILTER_STATUS_OK)
+    response.filters.add(filter="exposure", status=pb.FILTER_STATUS_UNAVAILABLE)
+    show(to_result(response), Words(), None)
+    lines = capsys.readouterr().out.splitlines()
+    assert "removed by filters: seen 30, exposure 0" in lines
+    assert "The filter exposure could not read the user's state and let everything pass." in lines
+    assert [line for line in lines if line.startswith("removed by seen")] == [
+        f"removed by seen: {', '.join(map(str, range(20)))} and 5 more"
+    ]
+    assert not any(line.startswith("removed by exposure") for line in lines)
 
 
 def test_query_says_so_where_the_catalogue_does_not_know(target: str, recall: Recall) -> None:

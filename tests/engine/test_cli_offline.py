@@ -33,6 +33,7 @@ from engine.offline.tune import Tuned, depth_of, tune, write_params
 
 Recall: TypeAlias = Callable[..., tuple[int, str, str]]
 CIRCUMSTANCES = {"machine", "cpus", "date", "commit"}
+TASTE = "itemcf,swing,usercf"
 AT_20 = {"recall@20", "ndcg@20", "hit@20", "coverage@20", "candidates"}
 
 
@@ -86,7 +87,7 @@ def refused(answer: tuple[int, str, str], words: str) -> None:
 
 
 def test_eval_prints_one_json_object_of_the_promised_form(recall: Recall) -> None:
-    code, out, err = recall("eval", sample_path(), "--at", "20", "--json")
+    code, out, err = recall("eval", sample_path(), "--at", "20", "--channels", TASTE, "--json")
     assert code == 0
     found = one_object(out)
     names = {"itemcf", "swing", "usercf"}
@@ -119,7 +120,7 @@ def test_eval_builds_once_and_keeps_what_it_built(recall: Recall, cache: Path) -
 
 
 def test_eval_shows_tables(recall: Recall) -> None:
-    code, out, _ = recall("eval", sample_path(), "--at", "50,20")
+    code, out, _ = recall("eval", sample_path(), "--at", "50,20", "--channels", TASTE)
     assert code == 0
     assert re.search(r"^temporal: before \d+ is known", out)
     assert out.index("The first 20") < out.index("The first 50")
@@ -193,7 +194,7 @@ def test_users_without_history_get_the_fallback(recall: Recall, tmp_path: Path) 
         (["--merge", "nope"], "--merge: expected one of quota, snake, rank_fusion"),
         (["--weights", "itemcf=nan"], "--weights itemcf: expected a number above 0, got 'nan'"),
         (["--weights", "itemcf"], "expected a number above 0, got ''"),
-        (["--weights", "popular=1"], "--weights: expected one of itemcf, swing, usercf, got 'popular'"),
+        (["--weights", "popular=1"], "--weights: expected one of itemcf, swing, usercf, followed_authors, "),
         (["--rank-constant", "-1"], "--rank-constant: expected a number above 0"),
         (["--part", "train"], "--part: expected validation or test"),
         (["--params", "nope.toml"], "nope.toml: cannot be read"),
@@ -433,6 +434,22 @@ def test_bench_pipeline_times_a_made_up_world_and_keeps_it(recall: Recall, cache
     assert re.search(r"^hydrate +[\d.]+ +[\d.]+$", out, re.MULTILINE)
     assert "done  itemcf" not in err
     assert list((cache / "worlds").iterdir())
+
+
+def test_bench_exposure_times_the_check_and_counts_false_positives(recall: Recall) -> None:
+    sizes = ["--items", 1000, "--candidates", 50, "--repetitions", 2, "--checks", 3, "--trials", 1]
+    code, out, err = recall("bench", "exposure", *sizes, "--json")
+    assert code == 0, err
+    report = json.loads(out)
+    assert report["check_us_min"] <= report["check_us"] <= report["check_us_max"]
+    assert report["pybloom_us"] > 0
+    rates = {(row["slices"], row["times"]): row["rate"] for row in report["false_positives"]}
+    assert set(rates) == {(1, 1.0), (1, 5.0), (1, 20.0), (5, 0.5), (5, 1.0)}
+    assert rates[1, 1.0] < 0.012  # of 20,000 strangers to one user: the table of the documentation has 20
+    code, out, _ = recall("bench", "exposure", *sizes)
+    assert code == 0
+    assert "times planned" in out
+    assert "pybloom-live takes" in out
 
 
 def test_bench_scaling_shows_the_curve(recall: Recall) -> None:

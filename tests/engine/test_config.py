@@ -65,7 +65,14 @@ def _plain(value: Any) -> Any:
 def test_a_minimal_configuration_needs_only_interest_channels_and_scenes() -> None:
     config = parse_config(RAW)
     assert config.scenes["default"].merge is MergeMode.QUOTA
-    assert config.scenes["default"].filters == ("seen", "excluded")
+    assert config.scenes["default"].filters == (
+        "availability",
+        "seen",
+        "excluded",
+        "exposure",
+        "dislikes",
+    )
+    assert config.scenes["default"].fail_open == ("exposure", "dislikes")
     assert config.channel("itemcf")[0].__name__ == "ItemCF"
     assert list(cross_check(config)) == []
 
@@ -147,6 +154,8 @@ def test_a_value_out_of_range_or_of_the_wrong_type_is_refused(path: str, value: 
         ("scenes.default.fallback", ["popular", "popular"], "scenes.default.fallback", "twice"),
         ("scenes.default.filters", ["seen", "seen"], "scenes.default.filters", "twice"),
         ("scenes.default.filters", ["nope"], "scenes.default.filters", "'nope'"),
+        ("scenes.default.fail_open", ["exposure", "nope"], "scenes.default.fail_open", "'nope'"),
+        ("state", {"exposure": {"planned": 100_000, "bits": 11}}, "state.exposure.planned", "1,048,576 bits"),
         ("scenes.default.weights", {"fresh": 1.0}, "scenes.default.weights.fresh", "no channel is called"),
         ("scenes.default.quotas", {"itemcf": 0, "swing": 0}, "scenes.default.quotas", "every quota is 0"),
         ("scenes.default.quotas", {}, "scenes.default.quotas", ""),
@@ -246,3 +255,62 @@ def test_a_file_that_is_not_there_or_is_a_folder_is_refused_by_its_path(tmp_path
         with pytest.raises(ConfigError, match="cannot be read") as caught:
             load_config(path)
         assert caught.value.field == str(path)
+
+
+def lending(borrower: dict[str, Any], lender: dict[str, Any] | None = None) -> dict[str, Any]:
+    raw = changed("channels.itemcf", lender or {})
+    raw["channels"]["similar"] = {"type": "itemcf", "snapshot": "itemcf"} | borrower
+    raw["scenes"]["default"]["quotas"] = {"swing": 10, "similar": 10}
+    return raw
+
+
+def test_a_channel_that_loads_anothers_snapshot_has_that_ones_options_of_the_build() -> None:
+    config = parse_config(lending({"source": "trigger", "top_k": 99}, {"neighbours": 50, "top_k": 5}))
+    options = config.channels["similar"]
+    assert (options.neighbours, options.top_k, options.source) == (50, 99, "trigger")
+    assert (config.snapshot_of("similar"), config.snapshot_of("itemcf")) == ("itemcf", "itemcf")
+    assert config.channels["itemcf"].top_k == 5
+    assert list(cross_check(config)) == [], "a channel that only lends its snapshot is used"
+    tuned = config.with_channel_options({"itemcf": {"neighbours": 70, "top_k": 6}})
+    options = tuned.channels["similar"]
+    assert (options.neighbours, options.top_k) == (70, 99)
+    same = parse_config(lending({"neighbours": 50}, {"neighbours": 50}))
+    assert same.channels["similar"].neighbours == 50
+
+
+def test_authors_channels_share_their_posting_lists() -> None:
+    config = load_config()
+    assert config.snapshot_of("interacted_authors") == "followed_authors"
+    assert config.channel("interacted_authors")[0].__name__ == "InteractedAuthors"
+
+
+@pytest.mark.parametrize(
+    ("borrower", "field", "text"),
+    [
+        ({"snapshot": "nope"}, "snapshot", "expected the name of another channel, got 'nope'"),
+        ({"snapshot": "similar"}, "snapshot", "expected the name of another channel, got 'similar'"),
+        ({"snapshot": 3}, "snapshot", "expected the name of another channel, got 3"),
+        (
+            {"snapshot": "swing"},
+            "snapshot",
+            "'swing' is a 'swing', which builds other arrays than a 'itemcf' loads",
+        ),
+        ({"neighbours": 60}, "neighbours", "the snapshot is that of 'itemcf', which is built with 50"),
+    ],
+)
+def test_a_snapshot_that_cannot_be_shared_is_refused(borrower: dict[str, Any], field: str, text: str) -> None:
+    error = refusal(lending(borrower, {"neighbours": 50}))
+    assert error.field == f"channels.similar.{field}"
+    assert text in str(error)
+
+
+def test_a_borrowed_snapshot_is_not_lent_on() -> None:
+    raw = lending({})
+    raw["channels"]["third"] = {"type": "itemcf", "snapshot": "similar"}
+    assert "name 'itemcf'" in str(refusal(raw))
+
+
+def test_params_cannot_take_a_borrower_away_from_what_it_loads() -> None:
+    with pytest.raises(ConfigError, match="the snapshot is that of 'itemcf'") as caught:
+        parse_config(lending({})).with_channel_options({"similar": {"neighbours": 7}})
+    assert caught.value.field == "params.similar.neighbours"

@@ -74,7 +74,7 @@ def test_it_answers_for_a_real_user_from_three_channels_with_reasons(demo: Demo,
 def test_the_second_time_builds_nothing_and_answers_the_same(demo: Demo, folder: Path) -> None:
     _, first, _ = demo("--dir", folder)
     _, second, _ = demo("--dir", folder)
-    assert "0 snapshots built, 7 used again" in second
+    assert "0 snapshots built, 12 used again" in second
     assert candidates_of(first) == candidates_of(second)
     chosen = [re.search(r"for user (\d+)", out) for out in (first, second)]
     assert chosen[0] is not None

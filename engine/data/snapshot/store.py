@@ -30,7 +30,7 @@ from engine.data.snapshot.writer import SnapshotWriter
 CATALOGUE = "catalogue"
 """The component whose version says what the rows of all others mean."""
 
-_RESERVED = ("releases", "current")
+_RESERVED = ("releases", "current", "state")
 
 
 @dataclass(slots=True)

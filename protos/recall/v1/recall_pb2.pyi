@@ -58,7 +58,7 @@ FILTER_STATUS_OK: FilterStatus
 FILTER_STATUS_UNAVAILABLE: FilterStatus
 
 class RecallRequest(_message.Message):
-    __slots__ = ("user_id", "user_key", "scene", "limit", "context", "recent_items", "recent_mode", "exclude_item_ids", "exclude_item_keys", "channel_overrides", "debug", "request_id")
+    __slots__ = ("user_id", "user_key", "scene", "limit", "context", "recent_items", "recent_mode", "exclude_item_ids", "exclude_item_keys", "channel_overrides", "debug", "request_id", "trigger_item_ids", "trigger_item_keys")
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     USER_KEY_FIELD_NUMBER: _ClassVar[int]
     SCENE_FIELD_NUMBER: _ClassVar[int]
@@ -71,6 +71,8 @@ class RecallRequest(_message.Message):
     CHANNEL_OVERRIDES_FIELD_NUMBER: _ClassVar[int]
     DEBUG_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TRIGGER_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    TRIGGER_ITEM_KEYS_FIELD_NUMBER: _ClassVar[int]
     user_id: int
     user_key: str
     scene: str
@@ -83,7 +85,9 @@ class RecallRequest(_message.Message):
     channel_overrides: _containers.RepeatedCompositeFieldContainer[ChannelOverride]
     debug: bool
     request_id: str
-    def __init__(self, user_id: _Optional[int] = ..., user_key: _Optional[str] = ..., scene: _Optional[str] = ..., limit: _Optional[int] = ..., context: _Optional[_Union[Context, _Mapping]] = ..., recent_items: _Optional[_Iterable[_Union[RecentItem, _Mapping]]] = ..., recent_mode: _Optional[_Union[RecentMode, str]] = ..., exclude_item_ids: _Optional[_Iterable[int]] = ..., exclude_item_keys: _Optional[_Iterable[str]] = ..., channel_overrides: _Optional[_Iterable[_Union[ChannelOverride, _Mapping]]] = ..., debug: bool = ..., request_id: _Optional[str] = ...) -> None: ...
+    trigger_item_ids: _containers.RepeatedScalarFieldContainer[int]
+    trigger_item_keys: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, user_id: _Optional[int] = ..., user_key: _Optional[str] = ..., scene: _Optional[str] = ..., limit: _Optional[int] = ..., context: _Optional[_Union[Context, _Mapping]] = ..., recent_items: _Optional[_Iterable[_Union[RecentItem, _Mapping]]] = ..., recent_mode: _Optional[_Union[RecentMode, str]] = ..., exclude_item_ids: _Optional[_Iterable[int]] = ..., exclude_item_keys: _Optional[_Iterable[str]] = ..., channel_overrides: _Optional[_Iterable[_Union[ChannelOverride, _Mapping]]] = ..., debug: bool = ..., request_id: _Optional[str] = ..., trigger_item_ids: _Optional[_Iterable[int]] = ..., trigger_item_keys: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Context(_message.Message):
     __slots__ = ("location", "city", "time", "device")
@@ -220,14 +224,16 @@ class FilterReport(_message.Message):
     def __init__(self, filter: _Optional[str] = ..., removed: _Optional[int] = ..., status: _Optional[_Union[FilterStatus, str]] = ...) -> None: ...
 
 class UnknownIds(_message.Message):
-    __slots__ = ("user", "recent_items", "exclude_items")
+    __slots__ = ("user", "recent_items", "exclude_items", "trigger_items")
     USER_FIELD_NUMBER: _ClassVar[int]
     RECENT_ITEMS_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    TRIGGER_ITEMS_FIELD_NUMBER: _ClassVar[int]
     user: bool
     recent_items: int
     exclude_items: int
-    def __init__(self, user: bool = ..., recent_items: _Optional[int] = ..., exclude_items: _Optional[int] = ...) -> None: ...
+    trigger_items: int
+    def __init__(self, user: bool = ..., recent_items: _Optional[int] = ..., exclude_items: _Optional[int] = ..., trigger_items: _Optional[int] = ...) -> None: ...
 
 class DebugInfo(_message.Message):
     __slots__ = ("stages", "history_item_ids", "history_item_keys", "batch_size", "removed")

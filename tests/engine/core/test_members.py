@@ -32,9 +32,11 @@ def test_what_is_dropped_is_counted_once_per_query(mask):
     fan_out, rows, offsets = mask
     stays = not_members(fan_out, rows, offsets)
     keep = np.ones(stays.size, np.bool_)
-    first = drop(keep, stays, fan_out.offsets, fan_out.queries)
-    again = drop(keep, stays, fan_out.offsets, fan_out.queries)
+    removed_by = np.full(stays.size, -1, np.int8)
+    first = drop(keep, removed_by, stays, fan_out, 0)
+    again = drop(keep, removed_by, stays, fan_out, 1)
     assert keep.tolist() == stays.tolist()
+    assert removed_by.tolist() == np.where(stays, -1, 0).tolist()
     assert (
         first.tolist()
         == np.bincount(fan_out.query_of_candidate()[~stays], minlength=fan_out.queries).tolist()

@@ -18,6 +18,7 @@ from engine.data.sample import sample_path
 from engine.data.snapshot import CATALOGUE, SnapshotStore
 from engine.offline.build import Source, build_release, usable_cores, used_channels
 from engine.online.replica import Replica
+from engine.online.request import Request
 from engine.state.history import HISTORY
 
 CHANNELS = {"itemcf": {}, "swing": {}, "usercf": {}, "popular": {}, "fresh": {}}
@@ -71,7 +72,7 @@ def test_the_sample_becomes_a_release_that_serves(tmp_path):
     assert "last_n" not in manifest.parameters["options"]  # of the online half alone
     replica = Replica.open(config, store)
     assert replica.versions == versions
-    assert list(replica.pipelines) == ["default"]
+    assert list(replica.pipelines) == ["default", "related"]
 
 
 def test_events_of_no_interest_are_reported_by_kind(tmp_path, dataset):
@@ -113,6 +114,20 @@ def test_only_what_a_scene_uses_is_built(tmp_path, dataset):
     assert used_channels(config) == ["itemcf", "popular"]
     versions, _ = build(tmp_path, dataset, config)
     assert set(versions) == {CATALOGUE, HISTORY, "itemcf", "popular"}
+
+
+def test_a_channel_that_loads_anothers_snapshot_is_not_built_and_answers_as_that_one_does(tmp_path, dataset):
+    channels = {"itemcf": {"neighbours": 30}, "also": {"type": "itemcf", "snapshot": "itemcf"}, "popular": {}}
+    config = config_of(channels, quotas={"also": 5}, fallback=["popular"])
+    assert used_channels(config) == ["itemcf", "popular"]
+    store = SnapshotStore(tmp_path)
+    versions, _ = build(store, dataset, config, channels=["also"])
+    assert set(versions) == {CATALOGUE, HISTORY, "itemcf", "popular"}
+    both = config_of(channels, quotas={"also": 5, "itemcf": 5}, fallback=["popular"])
+    run = Replica.open(both, store).pipelines["default"].run([Request(user_id=12)])
+    lists = np.split(run.columns.fan_out.rows, run.columns.fan_out.offsets[1:-1])
+    assert lists[0].size > 0
+    assert lists[0].tolist() == lists[1].tolist()
 
 
 def test_there_is_a_core_to_use():

@@ -182,6 +182,8 @@ def make_world(
     limit: int = 10,
     filters: tuple[str, ...] = ("seen", "excluded"),
     scenes: dict[str, SceneConfig] | None = None,
+    more_filters: dict[str, Filter] | None = None,
+    fail_open: tuple[str, ...] = (),
     **server: Any,
 ) -> World:
     config = Config(
@@ -190,7 +192,9 @@ def make_world(
         channels={},
         scenes=scenes
         or {
-            "default": SceneConfig(quotas=quotas, limit=limit, fallback=fallback, filters=filters),
+            "default": SceneConfig(
+                quotas=quotas, limit=limit, fallback=fallback, filters=filters, fail_open=fail_open
+            ),
             "other": SceneConfig(quotas={"top": 5}, limit=5, fallback=(), filters=()),
         },
     )
@@ -222,6 +226,7 @@ def make_world(
         "seen": Seen(Options()),
         "excluded": Excluded(Options()),
         "poisoned": Poisoned(Options()),
+        **(more_filters or {}),
     }
     pipelines = {
         name: Pipeline(scene, channels, all_filters, hydrator, config.server.reserve_ms)

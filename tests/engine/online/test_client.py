@@ -57,6 +57,7 @@ def test_every_argument_reaches_the_wire():
             recent_items=[RecentItem(1, "like", 5), (2, "click"), ("three",), "four", 5],
             recent_mode="override",
             exclude=[4, "five"],
+            like=[8, "nine"],
             overrides={"swing": False, "fresh": 0, "popular": 9},
             city="Ulm",
             location=(48.4, 10.0),
@@ -80,6 +81,8 @@ def test_every_argument_reaches_the_wire():
         recent_mode=pb.RECENT_MODE_OVERRIDE,
         exclude_item_ids=[4],
         exclude_item_keys=["five"],
+        trigger_item_ids=[8],
+        trigger_item_keys=["nine"],
         channel_overrides=[
             pb.ChannelOverride(channel="swing", off=True),
             pb.ChannelOverride(channel="fresh", quota=0),

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.core.items import ItemColumns
+from engine.core.live import LiveState
 from engine.core.query import History
+from engine.core.types import RaggedRows
 from engine.data.ids import IdIndex
 from engine.online.hydrate import Hydrator, combine
 from engine.online.request import RecentItems, Request
-from engine.state.history import SnapshotHistory
+from engine.state.history import SnapshotHistory, UserRead
 from engine.testing import interactions_of
 
 ITEMS = 9
@@ -203,3 +208,50 @@ def test_ids_at_the_ends_are_ids_like_others():
     assert batch.users.tolist() == [0, 1, -1, -1]
     assert batch.user_ids.tolist() == [0, 2**63 - 1, -1, 2**62]
     assert make.items == make.users == 2
+
+
+def test_trigger_items_are_looked_up_each_once_and_excluded(kind):
+    requests = [
+        Request(triggers=np.array([name(n, kind) for n in (103, 999, 101, 103)])),
+        Request(excluded=np.array([name(104, kind)])),
+        Request(triggers=np.array([name(102, kind)]), excluded=np.array([name(n, kind) for n in (105, 102)])),
+    ]
+    made = hydrator(kind)(requests)
+    assert made.batch.triggers.rows.tolist() == [3, 1, 2]
+    assert made.batch.triggers.offsets.tolist() == [0, 2, 2, 3]
+    assert made.unknown_triggers.tolist() == [1, 0, 0]
+    assert made.batch.excluded.rows.tolist() == [3, 1, 4, 5, 2, 2]
+    assert made.batch.excluded.offsets.tolist() == [0, 2, 3, 6]
+    assert made.batch.alone(2).triggers.rows.tolist() == [2]
+
+
+class Wanderers:
+    """User state in which everybody was in cities 1 and 0, the latest first."""
+
+    def read(self, user_ids, users, now, cities):
+        n = users.size
+        past = RaggedRows(np.tile(np.array([1, 0], np.int32), n), np.arange(n + 1) * 2)
+        return UserRead(History.empty(n), replace(LiveState.empty(n), cities=past))
+
+
+def test_the_requests_city_stands_in_front_of_those_where_the_user_was():
+    columns = ItemColumns(3)
+    columns.city_codes = {"Ulm": 0, "Bonn": 1, "Kiel": 2}
+    ids = IdIndex.of(np.arange(3))
+    requests = [Request(city=city) for city in ("Ulm", "", "Kiel", "Atlantis", "Bonn")]
+    live = Hydrator(ids, ids, Wanderers(), columns=columns)(requests).batch.live
+    assert [live.alone(q).cities.rows.tolist() for q in range(5)] == [
+        [0, 1],
+        [1, 0],
+        [2, 1, 0],
+        [1, 0],
+        [1, 0],
+    ]
+    empty = SnapshotHistory(
+        {
+            "indptr": np.zeros(4, np.int64),
+            **dict.fromkeys(("rows", "weights", "timestamps"), np.empty(0, np.int32)),
+        }
+    )
+    live = Hydrator(ids, ids, empty, columns=columns)(requests).batch.live
+    assert [live.alone(q).cities.rows.tolist() for q in range(5)] == [[0], [], [2], [], [1]]

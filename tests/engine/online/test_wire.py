@@ -55,6 +55,7 @@ def test_every_field_arrives(world):
         ],
         recent_mode=pb.RECENT_MODE_OVERRIDE,
         exclude_item_ids=[5, 6],
+        trigger_item_ids=[8],
         channel_overrides=[
             pb.ChannelOverride(channel="similar", quota=9),
             pb.ChannelOverride(channel="rest", off=True),
@@ -71,6 +72,8 @@ def test_every_field_arrives(world):
     assert request.quotas == {"similar": 9, "rest": 0}
     assert request.excluded is not None
     assert request.excluded.tolist() == [5, 6]
+    assert request.triggers is not None
+    assert request.triggers.tolist() == [8]
     assert request.recent is not None
     assert request.recent.ids.tolist() == [101, 102, 0]
     assert request.recent.points.tolist() == [2.0, 1.0, 1.0]
@@ -270,6 +273,7 @@ def test_the_response_says_what_the_run_found(world):
     assert response.channels[3].status == ChannelStatus.SKIPPED
     assert [report.filter for report in response.filters] == ["seen", "excluded"]
     assert [report.removed for report in response.filters] == run.removed[:, 0].tolist()
+    assert {report.status for report in response.filters} == {pb.FILTER_STATUS_OK}
 
 
 def test_triggers_are_external_ids_of_the_channels_kind(world, string_world):

@@ -1,0 +1,212 @@
+"""The live log: every change of an item in the order in which all workers take it in, and a table of what holds now.
+
+The log is a stream of the state store, the table a hash beside it, in one slot of a cluster:
+
+    {prefix}:{log}            one entry per change that counted; field "c": a serialized recall.v1.ItemChange
+    {prefix}:{log}:items      id as text -> `updated_at_ms` (8 bytes, little-endian), then the newest ItemChange
+    {prefix}:{log}:trimmed    the last entry that was deleted from the front of the stream
+
+One script compares a change with the table and writes both, so that they never disagree and of two changes of an item
+the later wins on every worker, whichever comes first. What was taken down stays in the table, as a change that says so:
+an older change that comes late must not bring it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from recall.v1 import ingest_pb2 as pb
+
+from engine.state.store import Script, StateStore
+
+START = "0-0"
+"""The offset before every entry."""
+
+MOST_MS = 2**53 - 1
+"""The latest time that a change may have: the store's scripts count in float64."""
+
+_SCRIPT_CHANGES = 500
+"""Changes per script: a thousandth of a second or two, in which the store does nothing else."""
+
+_WRITE_SECONDS = 10.0
+_TRIM_SECONDS = 60.0
+_TABLE_FIELDS = 2000
+
+_PUBLISH = Script("""
+local stale, last = 0, false
+for at = 1, #ARGV, 3 do
+  local id, time, change = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local known = redis.call('HGET', KEYS[2], id)
+  local entry = time .. change
+  if known and struct.unpack('<I8', known) > struct.unpack('<I8', time) then
+    stale = stale + 1
+  elseif known ~= entry then
+    redis.call('HSET', KEYS[2], id, entry)
+    last = redis.call('XADD', KEYS[1], '*', 'c', change)
+  end
+end
+return {last, stale}
+""")
+
+_TRIM = Script("""
+local gone = redis.call('XREVRANGE', KEYS[1], '(' .. ARGV[1], '-', 'COUNT', 1)
+if #gone == 0 then
+  return 0
+end
+redis.call('SET', KEYS[2], gone[1][1])
+return redis.call('XTRIM', KEYS[1], 'MINID', '=', ARGV[1])
+""")
+
+
+@dataclass(frozen=True, slots=True)
+class LogChange:
+    """A change of one item.
+
+    Attributes:
+        id: the item's external id.
+        updated_at_ms: milliseconds since the epoch at the source, 0 to `MOST_MS`.
+        item: what is known of it now; None: it was taken down.
+    """
+
+    id: int | str
+    updated_at_ms: int
+    item: pb.Item | None
+
+
+@dataclass(frozen=True, slots=True)
+class PublishResult:
+    """What became of some changes: the position in the log behind them, and how many were older than the table."""
+
+    offset: str
+    stale: int
+
+
+class LiveLog:
+    """The live log of a state store; safe to use from several threads.
+
+    Offsets are the stream's entry ids, `<milliseconds>-<number>`; `offset_key` makes them comparable. Every method
+    raises StateUnavailableError where the store does not answer.
+    """
+
+    def __init__(self, store: StateStore) -> None:
+        self._store = store
+        self._stream = f"{store.prefix}:{{log}}".encode()
+        self._items = self._stream + b":items"
+        self._trimmed = self._stream + b":trimmed"
+
+    def publish(self, changes: Sequence[LogChange]) -> PublishResult:
+        """Write changes to the log and the table; what is older than the table changes nothing.
+
+        A change that is there already, equal in time and content, is counted as taken and makes no new entry, so that
+        sending changes again is harmless. Durable when this returns, as the store is. Atomic per item; where this
+        raises, some of the changes may have gone in.
+        """
+        calls = []
+        for start in range(0, len(changes), _SCRIPT_CHANGES):
+            arguments: list[bytes] = []
+            for change in changes[start : start + _SCRIPT_CHANGES]:
+                time = change.updated_at_ms.to_bytes(8, "little")
+                arguments += (str(change.id).encode(), time, _message(change).SerializeToString())
+            calls.append(((self._stream, self._items), arguments))
+        offset, stale = "", 0
+        for last, old in self._run(_PUBLISH, calls, _WRITE_SECONDS):
+            offset = last.decode() if last else offset
+            stale += old
+        return PublishResult(offset or self.end(), stale)
+
+    def end(self) -> str:
+        """Return the offset of the newest entry that there ever was; `START` where there was none."""
+        facts = self._store.pipeline([("XINFO", "STREAM", self._stream)])[0]
+        if isinstance(facts, Exception):
+            if "no such key" in str(facts):  # the stream was never written to
+                return START
+            raise self._store.refused(facts)
+        end: bytes = facts[facts.index(b"last-generated-id") + 1]
+        return end.decode()
+
+    def first(self) -> str | None:
+        """Return the offset of the oldest entry; None where there is none."""
+        entries = self._store.execute("XRANGE", self._stream, "-", "+", "COUNT", 1)
+        return entries[0][0].decode() if entries else None
+
+    def read(self, after: str, count: int, block_ms: int = 0) -> list[tuple[str, bytes]]:
+        """Return entries behind an offset, oldest first: (offset, serialized ItemChange).
+
+        Args:
+            after: the offset.
+            count: how many at most.
+            block_ms: how long to wait for the first one where there is none; 0: not at all.
+        """
+        if block_ms:
+            command = ("XREAD", "BLOCK", block_ms, "COUNT", count, "STREAMS", self._stream, after)
+            found = self._store.execute(*command, timeout=block_ms / 1000 + 5)
+            entries = found[0][1] if found else []
+        else:
+            entries = self._store.execute(
+                "XRANGE", self._stream, f"({after}", "+", "COUNT", count, timeout=_WRITE_SECONDS
+            )
+        return [(offset.decode(), fields[1]) for offset, fields in entries]
+
+    def missed(self, after: str) -> bool:
+        """Whether a reader that has taken in everything up to an offset can no longer read all that followed.
+
+        So it is when entries behind the offset were trimmed, and when the store's log ends before the offset: the store
+        lost what was there, or is another one.
+        """
+        trimmed = self._store.execute("GET", self._trimmed)
+        if trimmed is not None and offset_key(trimmed.decode()) > offset_key(after):
+            return True
+        return offset_key(self.end()) < offset_key(after)
+
+    def table(self) -> Iterator[list[bytes]]:
+        """Go through the table: the newest ItemChange of every item, serialized, in pieces of some thousands.
+
+        An item may come more than once. What changes meanwhile comes as it was or as it is; whoever notes `end` first
+        and reads on from there misses nothing.
+        """
+        cursor: Any = 0
+        while True:
+            cursor, flat = self._store.execute(
+                "HSCAN", self._items, cursor, "COUNT", _TABLE_FIELDS, timeout=_WRITE_SECONDS
+            )
+            if flat:
+                yield [value[8:] for value in flat[1::2]]
+            if int(cursor) == 0:
+                return
+
+    def trim(self, before: str) -> int:
+        """Delete the entries before an offset and return how many they were; who still needs them reads the table."""
+        if offset_key(before) == (0, 0):
+            return 0
+        calls = [((self._stream, self._trimmed), (before,))]
+        return int(self._run(_TRIM, calls, _TRIM_SECONDS)[0])
+
+    def _run(
+        self, script: Script, calls: Sequence[tuple[Sequence[bytes], Sequence[bytes | str]]], timeout: float
+    ) -> list[Any]:
+        replies = self._store.run_script(script, calls, timeout)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise self._store.refused(reply)
+        return replies
+
+
+def offset_key(offset: str) -> tuple[int, int]:
+    """Return what offsets compare by."""
+    milliseconds, _, number = offset.partition("-")
+    return int(milliseconds), int(number or 0)
+
+
+def _message(change: LogChange) -> pb.ItemChange:
+    message = pb.ItemChange(updated_at_ms=change.updated_at_ms)
+    if isinstance(change.id, str):
+        message.item_key = change.id
+    else:
+        message.item_id = change.id
+    if change.item is None:
+        message.take_down = True
+    else:
+        message.put.CopyFrom(change.item)
+    return message

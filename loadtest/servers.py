@@ -1,0 +1,102 @@
+"""Servers as a load test needs them: built from the bundled sample, started, killed and started again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from engine.client import RecallClient
+from engine.config import Config, load_config
+from engine.core.channel import SilentProgress
+from engine.data.dataset import Dataset
+from engine.data.sample import sample_path
+from engine.data.snapshot import SnapshotStore
+from engine.offline.build import build_release
+
+START_SECONDS = 120.0
+"""How long a server may take to come up: the first one on a machine compiles the kernels."""
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def built(folder: Path, data: Path | None = None) -> Config:
+    """Build a data set, the bundled sample by default, and return the configuration that serves it."""
+    config = load_config()
+    config = config.model_copy(update={"store": config.store.model_copy(update={"path": folder})})
+    build_release(config, Dataset.open(data or sample_path()), SnapshotStore(folder), SilentProgress())
+    return config
+
+
+class ServerProcess:
+    """`recall serve` in a process of its own, on a port that stays the same when it is started again."""
+
+    def __init__(self, folder: Path, config_file: Path, port: int | None = None) -> None:
+        self.target = f"127.0.0.1:{port or free_port()}"
+        self._folder, self._config = folder, config_file
+        self._log = folder / f"server-{self.target.rpartition(':')[2]}.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> float:
+        """Start it and wait until it serves; returns the seconds that took."""
+        began = time.monotonic()
+        command = [sys.executable, "-m", "engine", "serve", "--config", str(self._config)]
+        command += ["--store", str(self._folder), "--port", self.target.rpartition(":")[2]]
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        self.wait_until_serving()
+        return time.monotonic() - began
+
+    def wait_until_serving(self) -> None:
+        """Wait until its health says SERVING.
+
+        Raises:
+            RuntimeError: it ended, or did not come up in time.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        with RecallClient(self.target, timeout=1.0) as client:
+            while time.monotonic() < deadline:
+                if self._process is not None and self._process.poll() is not None:
+                    last = self._log.read_text(errors="replace")[-500:]
+                    raise RuntimeError(f"the server ended with status {self._process.returncode}: {last}")
+                with contextlib.suppress(TimeoutError):
+                    client.wait_ready(0.5)
+                    return
+        raise RuntimeError("the server did not come up")
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM, and wait."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.terminate()
+            self._process.wait(30)
+
+
+def kill_store(folder: Path) -> None:
+    """SIGKILL the embedded store of a folder of snapshots, and wait until it is gone."""
+    pid = int((folder / "state" / "store.pid").read_text())
+    os.kill(pid, signal.SIGKILL)
+    while True:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{pid}/stat").exists() and " Z " in Path(f"/proc/{pid}/stat").read_text():
+            return  # dead, and its parent has not looked yet
+        time.sleep(0.01)
