@@ -331,7 +331,9 @@ def _check_lender(name: str, lender: Any, types: dict[str, str], lenders: dict[s
         if not (mine.needs_build and theirs.needs_build):
             text = f"{(name if theirs.needs_build else lender)!r} has no snapshot: it is not built"
         elif getattr(mine.build, "__func__", mine) is not getattr(theirs.build, "__func__", theirs):
-            text = f"{lender!r} is a {types[lender]!r}, which builds other arrays than a {types[name]!r} loads"
+            text = (
+                f"{lender!r} is a {types[lender]!r}, which builds other arrays than a {types[name]!r} loads"
+            )
     if text:
         raise ConfigError(text, f"channels.{name}.snapshot")
 

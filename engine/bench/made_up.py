@@ -83,7 +83,8 @@ class MadeUpState:
             # Distinct within a profile: one row of each of as many equal parts.
             part = max(of // size, 1)
             drawn = rng.integers(0, part, (PROFILES, size)) + part * np.arange(size)
-            return np.minimum(drawn, of - 1).astype(np.int32)
+            bounded: Int32Array = np.minimum(drawn, of - 1).astype(np.int32)
+            return bounded
 
         return cls(
             histories,

@@ -122,6 +122,41 @@ def bench_pipeline(
     _show_where(report)
 
 
+@app.command("ingest")
+def bench_ingest_(
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Send the interactions of this data set. Default: made-up exposures."
+        ),
+    ] = None,
+    users: Annotated[int, typer.Option(min=1, max=LARGEST, help="Of the made-up exposures.")] = 10_000,
+    events: Annotated[int, typer.Option(min=1, max=LARGEST, help="Events per repetition.")] = 100_000,
+    batch: Annotated[int, typer.Option(min=1, max=10_000, help="Events of a message.")] = 1000,
+    repetitions: Annotated[int, typer.Option(min=1, help="How often.")] = 5,
+    durability: Annotated[
+        str, typer.Option(metavar="everysec|always", help="When the state store brings its log to the disk.")
+    ] = "everysec",
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time reporting events: over gRPC into an embedded state store, both processes of their own."""
+    from engine.bench.ingest import bench_ingest
+
+    if durability not in ("everysec", "always"):
+        raise ConfigError(f"expected everysec or always, got {durability!r}", "--durability")
+    always = durability == "always"
+    loaded = configured(config, None)
+    with console.BuildProgress() as progress:
+        report = bench_ingest(loaded, data, users, events, batch, repetitions, always, progress)
+    if as_json:
+        print_json(report)
+        return
+    _show_spreads(report, ["events_per_second", "client_us", "server_us", "store_us"])
+    console.output().print("The last three are CPU time per event.", style="dim")
+    _show_where(report)
+
+
 @app.command("scaling")
 def bench_scaling(
     channel: Annotated[str, typer.Option(help="Which channel.")] = "swing",

@@ -19,6 +19,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from engine import console
+from engine.cli import story
 from engine.cli.build import BuildReport, run_build
 from engine.cli.common import Id, parse_id, settings
 
@@ -138,6 +139,8 @@ async def _serve_and_ask(
             spent = console.seconds(time.monotonic() - began)
             console.output().print(f"   listening on {target} after {spent}")
             asked = await asyncio.to_thread(_ask_and_show, target, replica, dataset, store, user)
+            if state is not None:
+                await asyncio.to_thread(story.tell, target, replica.catalogue)
             if not once and not stop.is_set():
                 _show_how_to_ask(target, asked, store.root)
                 await serving
@@ -248,7 +251,7 @@ def _show_how_to_ask(target: str, user: Id, store: Path) -> None:
     )
     out.print(
         Text.assemble(
-            ("\n4. Your turn", "bold"), f": {target} answers until Ctrl-C. From another terminal:\n"
+            ("\n5. Your turn", "bold"), f": {target} answers until Ctrl-C. From another terminal:\n"
         )
     )
     for line in lines:

@@ -373,7 +373,7 @@ async def _failure(call: Any, error: Any) -> Any:
     if details == _OWN_ERROR:
         return None
     return grpc.aio.AioRpcError(
-        code, await call.initial_metadata(), await call.trailing_metadata(), details=details
+        code, await call.initial_metadata(), await call.trailing_metadata(), details, None
     )
 
 

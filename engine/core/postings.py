@@ -204,7 +204,8 @@ class PostingLists:
         """
         if len(self._columns) > self._latest.size:
             self._latest = _grown(self._latest, len(self._columns), NO_ROW)
-            self._moved = _grown(self._moved, (len(self._columns) + 7) // 8)
+            # As many as `_latest` has room for: that alone says when both grow.
+            self._moved = _grown(self._moved, (self._latest.size + 7) // 8)
         keys = np.where(self._columns.available[rows], keys, NO_KEY)
         times = self._columns.published_at[rows]
         for start in range(0, rows.size, _BATCH):

@@ -19,12 +19,13 @@ from engine.core.merge import MergeMode
 from engine.core.types import Int32Array, RaggedRows
 from engine.data.catalogue import Catalogue
 from engine.data.dataset import Dataset
-from engine.data.events import EventLog
+from engine.data.events import EventLog, interest_matrix
 from engine.data.follows import read_follows
 from engine.data.live import LiveCatalogue
 from engine.data.snapshot import SnapshotStore
 from engine.offline.build import Source, build_components, build_context, usable_cores
 from engine.offline.metrics import hit_matrix, overlap_share, ranking_metrics
+from engine.offline.past import PastLeftovers, PastState, Places
 from engine.offline.protocols import Part, Protocol, Split, cut
 from engine.online.hydrate import Hydrator
 from engine.online.pipeline import Pipeline
@@ -33,6 +34,7 @@ from engine.online.request import Request
 from engine.state.history import SnapshotHistory, write_history
 
 BATCH = 64
+REHEARSED_SECONDS = 86_400
 FILTER = "excluded"
 
 
@@ -74,15 +76,16 @@ class World:
     """A cut data set with the channels that were built from its known part: what pipelines are made of and asked.
 
     Attributes:
-        config, catalogue, split, hydrator: as their types say.
+        config, live, split: as their types say.
+        state: the users as they were.
         channels, filters: loaded, by name.
         snapshots: component -> version where they came from a store; empty where they were built in memory.
     """
 
     config: Config
-    catalogue: Catalogue
+    live: LiveCatalogue
     split: Split
-    hydrator: Hydrator
+    state: PastState
     channels: dict[str, Channel]
     filters: dict[str, Filter]
     snapshots: dict[str, str]
@@ -111,7 +114,7 @@ class World:
             lender = config.snapshot_of(name)
             arrays = snapshots[lender].arrays if lender in snapshots else {}
             channels[name] = loaded.load(options, load_context(arrays, live))
-        return cls._with(config, live, split, channels, versions)
+        return cls._with(config, live, split, channels, versions, follows)
 
     @classmethod
     def in_memory(
@@ -139,7 +142,7 @@ class World:
             loaded, options = config.channel(name)
             context = load_context(sinks[config.snapshot_of(name)].arrays, live)
             channels[name] = loaded.load(options, context)
-        return cls._with(config, live, split, channels, {})
+        return cls._with(config, live, split, channels, {}, follows)
 
     @classmethod
     def _with(
@@ -149,33 +152,56 @@ class World:
         split: Split,
         channels: dict[str, Channel],
         snapshots: dict[str, str],
+        follows: Interactions | None,
     ) -> World:
         history = MemorySink()
         write_history(history, split.known, config.history.keep)
         loaded, options = config.filter(FILTER)
         return cls(
             config,
-            live.base,
+            live,
             split,
-            Hydrator(live.items, live.users, SnapshotHistory(history.arrays)),
+            PastState(SnapshotHistory(history.arrays), follows),
             channels,
             {FILTER: loaded.load(options, load_context({}, live))},
             snapshots,
         )
 
+    @property
+    def catalogue(self) -> Catalogue:
+        """The catalogue of the data set."""
+        return self.live.base
+
     def lists(self, scene: SceneConfig, users: Int32Array, limit: int, threads: int) -> RaggedRows:
-        """Return the ranked rows that the scene's pipeline gives each user, what they know masked."""
-        pipeline = Pipeline(scene, self.channels, self.filters, self.hydrator)
+        """Return the ranked rows that the scene's pipeline gives each user, what they know masked.
+
+        Users ask from where they were last.
+        """
+        live = self.live
+        hydrator = Hydrator(live.items, live.users, self.state, live.authors, live.columns)
+        pipeline = Pipeline(scene, self.channels, self.filters, hydrator)
         known = self.split.known
         now = moment(self.catalogue, self.split)
         ids = self.catalogue.users.ids(users).tolist()
+        places = Places.of(known, live.columns)
+        cities = ["", *live.columns.city_codes]  # in order of code, from 0; -1 is the first
 
         def ask(start: int) -> tuple[Int32Array, Any]:
             requests = []
             for at in range(start, min(start + BATCH, users.size)):
                 mine = known.rows[known.indptr[users[at]] : known.indptr[users[at] + 1]]
                 excluded = self.catalogue.items.ids(mine)
-                requests.append(Request(user_id=ids[at], limit=limit, excluded=excluded, now=now))
+                requests.append(
+                    Request(
+                        user_id=ids[at],
+                        limit=limit,
+                        excluded=excluded,
+                        now=now,
+                        latitude=float(places.latitude[users[at]]),
+                        longitude=float(places.longitude[users[at]]),
+                        city=cities[places.cities[users[at]] + 1],
+                    )
+                )
             run = pipeline.run(requests)
             if run.messages:
                 raise ConfigError(f"a channel failed: {'; '.join(run.messages.values())}")
@@ -270,11 +296,18 @@ def evaluate(
     events = EventLog.read(dataset, catalogue)
     split = cut(config, events, protocol, part)
     follows = known_follows(dataset, catalogue, split, events.timed)
-    del events
     fallback = [name for name in base.fallback if name not in channels] if split.cold.size else []
     needed = [*channels, *fallback]
     fingerprint = dataset.fingerprint()
     world = World.built(config, catalogue, split, fingerprint, needed, store, progress, threads, follows)
+    if protocol == "temporal":
+        rankers = [name for name in channels if not world.channels[name].counts_recalls]
+        if 0 < len(rankers) < len(channels):
+            earlier = _rehearsed(
+                config, catalogue, events, split, fingerprint, rankers, base, store, progress, threads
+            )
+            world = replace(world, state=replace(world.state, leftovers=earlier))
+    del events
     deepest = max(cuts)
     groups = {name: [name] for name in channels}
     if len(channels) > 1:
@@ -314,6 +347,46 @@ def evaluate(
         cold=cold,
         snapshots=world.snapshots,
     )
+
+
+def _rehearsed(
+    config: Config,
+    catalogue: Catalogue,
+    events: EventLog,
+    split: Split,
+    fingerprint: str,
+    channels: Sequence[str],
+    base: SceneConfig,
+    store: SnapshotStore,
+    progress: Progress,
+    threads: int,
+) -> PastLeftovers:
+    """Return what a ranking of a day before the cut would have left over for the cache channel.
+
+    No log says what a fine ranking left over. So the scene without the cache channel is built from what was known a day
+    before and asked for every tested user; the front of its list that the user did not meet until the cut is left over.
+    The merge stands in for the fine ranking.
+    """
+    last = int(split.known.timestamps.max(initial=0))
+    then = last - REHEARSED_SECONDS
+    known = interest_matrix(events, config.interest, events.timestamps < then, config.min_rating)
+    users = split.users[known.user_counts()[split.users] > 0]
+    none = np.empty(0, np.int32)
+    if not users.size:  # nobody had done anything yet: nothing to build from, and nobody to rank for
+        return PastLeftovers(np.zeros(len(catalogue.users) + 1, np.int64), none, then)
+    nothing = RaggedRows.empty(users.size)
+    earlier = Split(known, users, nothing, none, RaggedRows.empty(0), f"{split.key}.rehearsed", "")
+    world = World.built(config, catalogue, earlier, fingerprint, channels, store, progress, threads)
+    ranked = world.lists(
+        scene_of(base, channels, config.state.leftovers), users, config.state.leftovers, threads
+    )
+    owner = np.repeat(users, ranked.lengths).astype(np.int64)
+    met = (events.timestamps >= then) & (events.timestamps <= last)
+    pairs = events.users[met].astype(np.int64) * len(catalogue.items) + events.items[met]
+    left = ~np.isin(owner * len(catalogue.items) + ranked.rows, pairs)
+    indptr = np.zeros(len(catalogue.users) + 1, np.int64)
+    np.cumsum(np.bincount(owner[left], minlength=len(catalogue.users)), out=indptr[1:])
+    return PastLeftovers(indptr, ranked.rows[left], then)
 
 
 def _unique_share(lists: dict[str, RaggedRows], truth: RaggedRows) -> dict[str, float]:

@@ -11,7 +11,7 @@ from engine.core.interactions import Interactions
 from engine.core.items import ItemColumns
 from engine.core.live import Leftovers
 from engine.core.ragged import take_lists
-from engine.core.types import AnyArray, Float64Array, Int32Array, Int64Array, RaggedRows
+from engine.core.types import NO_ROW, AnyArray, BoolArray, Float64Array, Int32Array, Int64Array, RaggedRows
 from engine.state.history import SnapshotHistory, UserRead
 
 
@@ -67,31 +67,34 @@ class PastState:
         )
 
 
-def before(matrix: Interactions, moment: int) -> Interactions:
-    """Return the entries of a matrix that are older than a moment, in seconds since the epoch."""
-    keep = matrix.timestamps < moment
-    running = np.concatenate((np.zeros(1, np.int64), np.cumsum(keep, dtype=np.int64)))
-    return Interactions(
-        matrix.users,
-        matrix.items,
-        running[matrix.indptr],
-        matrix.rows[keep],
-        matrix.weights[keep],
-        matrix.timestamps[keep],
-    )
+@dataclass(frozen=True)
+class Places:
+    """Where users were last: what the newest known item that says so says.
 
-
-def last_places(known: Interactions, columns: ItemColumns) -> tuple[Float64Array, Float64Array]:
-    """Return where each user was last: the coordinates of the newest known item that has any.
-
-    Returns:
+    Attributes:
         latitude, longitude: float64[users] degrees; NaN where no known item has coordinates.
+        cities: int32[users], codes of `ItemColumns.city_codes`; -1 where no known item has a city.
     """
-    latitude, longitude = np.full(known.users, np.nan), np.full(known.users, np.nan)
-    owner = np.repeat(np.arange(known.users), known.user_counts())
-    placed = np.flatnonzero(~np.isnan(columns.latitude[known.rows]))
-    # Entries stand newest first: written from the oldest on, the newest stays.
-    oldest_first = placed[::-1]
-    latitude[owner[oldest_first]] = columns.latitude[known.rows[oldest_first]]
-    longitude[owner[oldest_first]] = columns.longitude[known.rows[oldest_first]]
-    return latitude, longitude
+
+    latitude: Float64Array
+    longitude: Float64Array
+    cities: Int32Array
+
+    @classmethod
+    def of(cls, known: Interactions, columns: ItemColumns) -> Places:
+        """Return where the users of an interest matrix were last."""
+        owner = np.repeat(np.arange(known.users), known.user_counts())
+
+        def newest(values: AnyArray, there: BoolArray, missing: float) -> AnyArray:
+            # Entries stand newest first: written from the oldest on, the newest stays.
+            oldest_first = np.flatnonzero(there[known.rows])[::-1]
+            found = np.full(known.users, missing, values.dtype)
+            found[owner[oldest_first]] = values[known.rows[oldest_first]]
+            return found
+
+        placed = ~np.isnan(columns.latitude)
+        return cls(
+            newest(columns.latitude.astype(np.float64), placed, np.nan),
+            newest(columns.longitude.astype(np.float64), placed, np.nan),
+            newest(columns.cities, columns.cities >= 0, NO_ROW),
+        )

@@ -86,8 +86,7 @@ class Tail:
     def _step(self) -> None:
         offset = self._replica.log_offset
         asked = time.time()
-        entries = self._log.read(offset, TAILED, _BLOCK_MS)
-        missed = self._log.missed(offset)
+        entries, missed = self._log.follow(offset, TAILED, _BLOCK_MS)
         if not self._reachable:
             log.info("the live log can be read again")
             self._reachable = True

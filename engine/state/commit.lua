@@ -8,34 +8,30 @@
 --       3: records of cities
 -- Returns how many operations were left out because their event had been taken before.
 --
--- Keys of ids are never read as numbers: Lua's have 53 bits. docs/state.md describes the records.
+-- Keys of ids are never read as numbers: Lua's have 53 bits. docs/state.md describes the records. What most calls need
+-- stands in line: a function costs an object each time the script runs, a long string the hash of all its bytes.
 
 local unpack_from, pack, find, sub, rep = struct.unpack, struct.pack, string.find, string.sub, string.rep
 local call, floor, min, max = redis.call, math.floor, math.min, math.max
 
-local RECORD = 24
-local NO_ID = rep('\0', 8)
-local NO_KIND = rep('\0', 4)
+local RECORD, NO_ID, NO_KIND = 24, '\0\0\0\0\0\0\0\0', '\0\0\0\0'
 local GONE = '\255\255\255\255'
+local SHORT = 4096 -- bytes: a link of bits up to this length is read and written as a whole
 
-local caps, user_seconds, slice_seconds, planned, bits, hashes = {}, nil, nil, nil, nil, nil
-caps[1], caps[2], caps[3], caps[4], caps[5], caps[6], user_seconds, slice_seconds, planned, bits, hashes =
+local r_cap, f_cap, d_cap, c_cap, p_cap, i_cap, user_seconds, slice_seconds, planned, bits, hashes =
   unpack_from('<I4I4I4I4I4I4I4I4I4I4I4', ARGV[1])
 
 -- What is kept beyond the cap before the oldest are dropped together: dropping costs a pass over all.
 local function most(cap) return cap + max(4, floor(cap / 4)) end
 
--- The life of what is there is renewed when a 64th of it has gone by, not with every event. Event ids come first: most
--- users have them, so one question is enough.
-local function renew()
-  for at = 6, 1, -1 do
-    local left = call('TTL', KEYS[at])
-    if left ~= -2 then
-      if left < user_seconds * 63 / 64 then
-        for each = 1, 6 do call('EXPIRE', KEYS[each], user_seconds) end
-      end
-      return
+-- The life of what is there is renewed when a 64th of it has gone by, not with every event.
+for at = 1, 6 do
+  local left = call('TTL', KEYS[at])
+  if left ~= -2 then
+    if left < user_seconds * 63 / 64 then
+      for each = 1, 6 do call('EXPIRE', KEYS[each], user_seconds) end
     end
+    break
   end
 end
 
@@ -50,260 +46,236 @@ local function find_record(value, part, size)
   return at
 end
 
--- Returns how many records of `size` bytes are in use: behind the last the bytes [first, last] of each are zeros.
-local function used_of(value, size, first, last, zeros)
-  local low, high = 0, #value / size
-  while low < high do
-    local middle = floor((low + high) / 2)
-    if sub(value, middle * size + first, middle * size + last) == zeros then high = middle else low = middle + 1 end
-  end
-  return low
-end
-
--- Returns the `cap` newest of n records, in their order; of one time the later ones are newer.
-local function newest(value, n, cap)
-  local times, ordered = {}, {}
-  for at = 1, n do
-    local time = unpack_from('<i8', value, at * RECORD - 7)
-    times[at], ordered[at] = time, time
-  end
-  table.sort(ordered)
-  local limit, drop, equal = ordered[n - cap], n - cap, 0
-  for at = n - cap, 1, -1 do
-    if ordered[at] < limit then break end
-    equal = equal + 1
-  end
-  local kept = {}
-  for at = 1, n do
-    if times[at] > limit then
-      kept[#kept + 1] = sub(value, at * RECORD - 23, at * RECORD)
-    elseif times[at] == limit then
-      if equal > 0 then equal = equal - 1 else kept[#kept + 1] = sub(value, at * RECORD - 23, at * RECORD) end
-    end
-  end
-  return table.concat(kept)
-end
-
-local values, used, existed = {}, {}, {}
-
-local function load(at)
-  local value = call('GET', KEYS[at])
-  existed[at] = value ~= false
-  values[at] = value or ''
-end
-
 -- Puts a record in the place of the one with the same key and kind unless that is newer, or behind the others.
-local function put(at, record)
-  if not values[at] then
-    load(at)
-    used[at] = used_of(values[at], RECORD, 9, 12, NO_KIND)
+local function put(key, cap, record)
+  local value = call('GET', key)
+  local fresh = value == false
+  value = value or ''
+  -- Behind the last record is room, all zeros.
+  local room = #value / RECORD
+  local n, high = 0, room
+  while n < high do
+    local middle = floor((n + high) / 2)
+    if sub(value, middle * RECORD + 9, middle * RECORD + 12) == NO_KIND then high = middle else n = middle + 1 end
   end
-  local value, n, cap = values[at], used[at], caps[at]
   local place = find_record(value, sub(record, 1, 12), RECORD)
   if place then
-    if unpack_from('<i8', record, 17) < unpack_from('<i8', value, place + 16) then return end
-  elseif n < #value / RECORD then
-    place = n * RECORD + 1
-    used[at] = n + 1
-  end
-  if place then
-    call('SETRANGE', KEYS[at], place - 1, record)
-    values[at] = nil -- to be read again: long strings are dear here
+    if unpack_from('<i8', record, 17) >= unpack_from('<i8', value, place + 16) then
+      call('SETRANGE', key, place - 1, record)
+    end
     return
   end
-  value, n = sub(value, 1, n * RECORD) .. record, n + 1
-  local room = min(most(cap), n + max(3, floor(n / 4)))
-  if n > most(cap) then
-    value, n, room = newest(value, n, cap), cap, most(cap)
+  if n < room then
+    call('SETRANGE', key, n * RECORD, record)
+    return
   end
-  values[at], used[at] = value .. rep('\0', (room - n) * RECORD), n
-  set(KEYS[at], values[at], not existed[at])
-  existed[at] = true
+  value, n = value .. record, n + 1
+  if n <= most(cap) then
+    room = min(most(cap), n + max(3, floor(n / 4)))
+  else
+    -- The newest stay, in their order; of one time the later ones are newer.
+    local times, ordered, kept = {}, {}, {}
+    for at = 1, n do
+      local time = unpack_from('<i8', value, at * RECORD - 7)
+      times[at], ordered[at] = time, time
+    end
+    table.sort(ordered)
+    local limit, equal = ordered[n - cap], 0
+    for at = n - cap, 1, -1 do
+      if ordered[at] < limit then break end
+      equal = equal + 1
+    end
+    for at = 1, n do
+      if times[at] == limit and equal > 0 then
+        equal = equal - 1
+      elseif times[at] >= limit then
+        kept[#kept + 1] = sub(value, at * RECORD - 23, at * RECORD)
+      end
+    end
+    value, n, room = table.concat(kept), cap, most(cap)
+  end
+  set(key, value .. rep('\0', (room - n) * RECORD), fresh)
 end
 
-local function leave_over(records)
-  if not values[4] then load(4) end
-  local kept, there, old = {}, {}, values[4]
-  for at = 1, #records, RECORD do
-    if #kept == caps[4] then break end
-    there[sub(records, at, at + 7)] = true
-    kept[#kept + 1] = sub(records, at, at + 23)
-  end
-  for at = 1, #old, RECORD do
-    if #kept == caps[4] then break end
-    if not there[sub(old, at, at + 7)] and sub(old, at + 8, at + 11) ~= GONE then
-      kept[#kept + 1] = sub(old, at, at + 23)
-    end
-  end
-  if #kept == 0 then return end
-  values[4] = table.concat(kept)
-  set(KEYS[4], values[4], not existed[4])
-  existed[4] = true
-end
+local left -- the leftovers, once they have been read
 
 local function mark(place, kind)
   call('SETRANGE', KEYS[4], place + 7, kind)
-  values[4] = sub(values[4], 1, place + 7) .. kind .. sub(values[4], place + 12)
+  left = sub(left, 1, place + 7) .. kind .. sub(left, place + 12)
 end
 
-local function recall(keys)
-  if not values[4] then load(4) end
-  for at = 1, #keys, 8 do
-    local place = find_record(values[4], sub(keys, at, at + 7), RECORD)
-    if place then
-      local kind = unpack_from('<I4', values[4], place + 8)
-      if kind < 4294967294 then mark(place, pack('<I4', kind + 1)) end
-    end
-  end
-end
-
--- Exposures wait for the end: their bits are set together. Each is two u32 to probe with.
-local probes, shown = {}, 0
-
-local function expose(payload)
-  if not values[4] then load(4) end
-  for at = 1, #payload, 16 do
-    if values[4] ~= '' then
-      local place = find_record(values[4], sub(payload, at + 8, at + 15), RECORD)
-      if place then mark(place, GONE) end
-    end
-    if planned > 0 then
-      shown = shown + 1
-      probes[2 * shown - 1], probes[2 * shown] = unpack_from('<I4I4', payload, at)
-    end
-  end
-end
-
-local words = {}
-
--- Runs a BITFIELD over the probes of exposures [first, last] in a link; returns a bit for each, as it was before.
-local function bitfield(what, hashes, first, last, base, size)
-  local n = 2
-  words[1], words[2] = 'BITFIELD', KEYS[7]
-  for at = first, last do
-    local a, b = probes[2 * at - 1], probes[2 * at]
-    for i = 0, hashes - 1 do
-      local x = (a + i * b + i * i * 2654435769) % 4294967296
-      words[n + 1], words[n + 2], words[n + 3] = what, 'u1', base * 8 + floor(x * size / 4294967296)
-      n = n + 3
-      if what == 'SET' then
-        n = n + 1
-        words[n] = 1
-      end
-    end
-  end
-  return call(unpack(words, 1, n))
-end
-
--- Whether all bits of the exposure that has the replies from `first` on are set.
-local function all_set(replies, first, hashes)
-  for at = first, first + hashes - 1 do
-    if replies[at] == 0 then return false end
-  end
-  return true
-end
-
-local function set_bits()
-  local key = KEYS[7]
-  local header = call('GETRANGE', key, 0, 15)
-  local k, per, plan, count, links = hashes, bits, planned, 0, 1
-  if header ~= '' then
-    local version
-    version, k, per, plan, count, links = unpack_from('<BBI2I4I4I4', header)
-    if version ~= 1 then return redis.error_reply('ERR exposure bits of an unknown version') end
-    local cells = plan * per
-    if k < 1 or k > 16 or cells < 1 or cells > 1048576 or links < 1
-        or (links > 16 and links > 16 + call('STRLEN', key) / 131072) then
-      return redis.error_reply('ERR exposure bits with a damaged header')
-    end
-  end
-  local first_size = 64 * math.ceil(plan * per / 64)
-  local function size_of(link)
-    if link == 1 then return first_size end
-    return min(first_size * 2 ^ min(link - 1, 32), max(first_size, 1048576))
-  end
-  local function capacity_of(link)
-    if link == 1 then return plan end
-    return max(1, floor(size_of(link) / (2 * per)))
-  end
-  if header == '' then
-    header = pack('<BBI2I4I4I4', 1, k, per, plan, count, links)
-    call('SET', key, header .. rep('\0', first_size / 8), 'EX', slice_seconds)
-  end
-  local base = 16
-  for link = 1, links - 1 do base = base + size_of(link) / 8 end
-  local size, capacity = size_of(links), capacity_of(links)
-  local had, had_links, at = count, links, 1
-  while at <= shown do
-    if count < capacity then
-      local last = min(shown, at + capacity - count - 1, at + 31)
-      local replies = bitfield('SET', k, at, last, base, size)
-      for each = at, last do
-        if not all_set(replies, (each - at) * k + 1, k) then count = count + 1 end
-      end
-      at = last + 1
-    elseif all_set(bitfield('GET', k, at, at, base, size), 1, k) then
-      at = at + 1
-    else
-      base = base + size / 8
-      links, count = links + 1, 0
-      size, capacity = size_of(links), capacity_of(links)
-      -- The whole value once more: growing in place would take twice the memory.
-      local value = call('GET', key)
-      call('SET', key, value .. rep('\0', base + size / 8 - #value), 'KEEPTTL')
-    end
-  end
-  if count ~= had or links ~= had_links then call('SETRANGE', key, 8, pack('<I4I4', count, links)) end
-end
-
-local ids, known, fresh = nil, {}, {}
-
--- Whether an event was taken before; from now on it was.
-local function taken(id)
-  if id == NO_ID or caps[6] == 0 then return false end
-  if not ids then ids = call('GET', KEYS[6]) or '' end
-  if known[id] or find_record(ids, id, 8) then return true end
-  known[id] = true
-  fresh[#fresh + 1] = id
-  return false
-end
-
-local function remember()
-  local n, limit, new = used_of(ids, 8, 1, 8, NO_ID), most(caps[6]), table.concat(fresh)
-  if n + #fresh <= #ids / 8 then
-    call('SETRANGE', KEYS[6], n * 8, new)
-    return
-  end
-  local value, room = sub(ids, 1, n * 8) .. new, limit
-  n = n + #fresh
-  if n > limit then
-    value, n = sub(value, -8 * caps[6]), caps[6]
-  else
-    room = min(limit, n + max(3, floor(n / 4)))
-  end
-  set(KEYS[6], value .. rep('\0', (room - n) * 8), ids == '')
-end
-
-renew()
+local ids, known, fresh
+local probes, shown = {}, 0 -- two u32 per exposure; the bits are set at the end, together
 local duplicates, operations, at = 0, ARGV[2], 1
 while at <= #operations do
   local kind, id, length = unpack_from('<Bc8I4', operations, at)
   local first = at + 13
   at = first + length
-  if taken(id) then
+  local taken = false
+  if id ~= NO_ID and i_cap > 0 then
+    if not ids then ids, known, fresh = call('GET', KEYS[6]) or '', {}, {} end
+    taken = known[id] or find_record(ids, id, 8)
+    if not taken then
+      known[id] = true
+      fresh[#fresh + 1] = id
+    end
+  end
+  if taken then
     duplicates = duplicates + 1
-  else
-    local payload = sub(operations, first, at - 1)
-    if kind <= 3 then put(kind, payload)
-    elseif kind == 4 then leave_over(payload)
-    elseif kind == 5 then recall(payload)
-    else expose(payload) end
+  elseif kind == 6 then -- shown: gone from the leftovers, and a mark in the bits
+    left = left or call('GET', KEYS[4]) or ''
+    for each = first, at - 1, 16 do
+      if left ~= '' then
+        local place = find_record(left, sub(operations, each + 8, each + 15), RECORD)
+        if place then mark(place, GONE) end
+      end
+      shown = shown + 1
+      probes[2 * shown - 1], probes[2 * shown] = unpack_from('<I4I4', operations, each)
+    end
+  elseif kind == 1 then
+    put(KEYS[1], r_cap, sub(operations, first, at - 1))
+  elseif kind == 2 then
+    put(KEYS[2], f_cap, sub(operations, first, at - 1))
+  elseif kind == 3 then
+    put(KEYS[3], d_cap, sub(operations, first, at - 1))
+  elseif kind == 4 then -- left over: in front of those of before, an item once
+    local old = left or call('GET', KEYS[4]) or ''
+    local kept, there = {}, {}
+    for each = first, min(at, first + c_cap * RECORD) - 1, RECORD do
+      there[sub(operations, each, each + 7)] = true
+      kept[#kept + 1] = sub(operations, each, each + 23)
+    end
+    for each = 1, #old, RECORD do
+      if #kept == c_cap then break end
+      if not there[sub(old, each, each + 7)] and sub(old, each + 8, each + 11) ~= GONE then
+        kept[#kept + 1] = sub(old, each, each + 23)
+      end
+    end
+    left = old
+    if #kept > 0 then
+      left = table.concat(kept)
+      set(KEYS[4], left, old == '')
+    end
+  else -- leftovers were recalled once more
+    left = left or call('GET', KEYS[4]) or ''
+    for each = first, at - 1, 8 do
+      local place = find_record(left, sub(operations, each, each + 7), RECORD)
+      if place then
+        local count = unpack_from('<I4', left, place + 8)
+        if count < 4294967294 then mark(place, pack('<I4', count + 1)) end
+      end
+    end
   end
 end
-for city = 1, #ARGV[3], RECORD do put(5, sub(ARGV[3], city, city + 23)) end
-if #fresh > 0 then remember() end
-if shown > 0 then
-  local refused = set_bits()
-  if refused then return refused end
+
+for city = 1, #ARGV[3], RECORD do put(KEYS[5], p_cap, sub(ARGV[3], city, city + 23)) end
+
+if fresh and #fresh > 0 then
+  -- Behind the last id are zeros; an id may end with some.
+  local free = find(ids, NO_ID, 1, true)
+  local n = free and math.ceil((free - 1) / 8) or #ids / 8
+  local new = table.concat(fresh)
+  if n + #fresh <= #ids / 8 then
+    call('SETRANGE', KEYS[6], n * 8, new)
+  else
+    local value, room = sub(ids, 1, n * 8) .. new, most(i_cap)
+    n = n + #fresh
+    if n > room then
+      value, n = sub(value, -8 * i_cap), i_cap
+    else
+      room = min(room, n + max(3, floor(n / 4)))
+    end
+    set(KEYS[6], value .. rep('\0', (room - n) * 8), ids == '')
+  end
 end
+
+if shown == 0 or planned == 0 then return duplicates end
+
+-- The bits: docs/exposure-format.md.
+local key, band, bor = KEYS[7], bit.band, bit.bor
+local value = call('GETRANGE', key, 0, 15 + SHORT)
+local k, per, plan, count, links = hashes, bits, planned, 0, 1
+if value ~= '' then
+  local version = 0
+  if #value >= 16 then version, k, per, plan, count, links = unpack_from('<BBI2I4I4I4', value) end
+  local cells = plan * per
+  if version ~= 1 or k < 1 or k > 16 or cells < 1 or cells > 1048576 or links < 1
+      or (links > 16 and links > 16 + call('STRLEN', key) / 131072) then
+    return redis.error_reply('ERR exposure bits that are damaged or of an unknown version')
+  end
+end
+
+-- Of the newest link: its bits, the byte of the value at which it begins, its content (of a short one), what has
+-- changed in it (byte -> new byte), and how many exposures it takes.
+local size, base, link, changes, capacity = 64 * math.ceil(plan * per / 64), 16, nil, {}, plan
+local first_size = size
+local function next_size(number) return min(first_size * 2 ^ min(number - 1, 32), max(first_size, 1048576)) end
+for number = 2, links do
+  base = base + size / 8
+  size = next_size(number)
+  capacity = max(1, floor(size / (2 * per)))
+end
+if value == '' then
+  -- At its full length: growing in place would take up to twice the memory.
+  link = rep('\0', size / 8)
+  call('SET', key, pack('<BBI2I4I4I4', 1, k, per, plan, 0, 1) .. link, 'EX', slice_seconds)
+elseif size <= 8 * SHORT then
+  link = links == 1 and sub(value, 17, 16 + size / 8) or call('GETRANGE', key, base, base + size / 8 - 1)
+  if #link < size / 8 then link = link .. rep('\0', size / 8 - #link) end
+end
+
+local function write_link()
+  local places = {}
+  for place in pairs(changes) do places[#places + 1] = place end
+  if #places == 0 then return end
+  table.sort(places)
+  local parts, done = {}, 0
+  for each, place in ipairs(places) do
+    parts[2 * each - 1] = sub(link, done + 1, place)
+    parts[2 * each] = string.char(changes[place])
+    done = place + 1
+  end
+  parts[#parts + 1] = sub(link, done + 1)
+  call('SETRANGE', key, base, table.concat(parts))
+end
+
+local had, had_links, each, places = count, links, 1, {}
+while each <= shown do
+  local a, b, all = probes[2 * each - 1], probes[2 * each], true
+  for i = 0, k - 1 do
+    local place = floor(((a + i * b + i * i * 2654435769) % 4294967296) * size / 4294967296)
+    places[i] = place
+    if not all then -- one that is missing is enough
+    elseif link then
+      local byte_at = floor(place / 8)
+      all = band(changes[byte_at] or link:byte(byte_at + 1), 2 ^ (7 - place % 8)) ~= 0
+    else
+      all = call('GETBIT', key, base * 8 + place) == 1
+    end
+  end
+  if all then
+    each = each + 1
+  elseif count < capacity then
+    for i = 0, k - 1 do
+      local place = places[i]
+      if link then
+        local byte_at = floor(place / 8)
+        changes[byte_at] = bor(changes[byte_at] or link:byte(byte_at + 1), 2 ^ (7 - place % 8))
+      else
+        call('SETBIT', key, base * 8 + place, 1)
+      end
+    end
+    count, each = count + 1, each + 1
+  else -- full: this exposure opens the next link
+    if link then write_link() end
+    links, count, changes, base = links + 1, 0, {}, base + size / 8
+    size = next_size(links)
+    capacity = max(1, floor(size / (2 * per)))
+    value = call('GET', key)
+    call('SET', key, value .. rep('\0', base + size / 8 - #value), 'KEEPTTL')
+    link = size <= 8 * SHORT and rep('\0', size / 8) or nil
+  end
+end
+if link then write_link() end
+if count ~= had or links ~= had_links then call('SETRANGE', key, 8, pack('<I4I4', count, links)) end
 return duplicates

@@ -118,36 +118,47 @@ class LiveLog:
 
     def end(self) -> str:
         """Return the offset of the newest entry that there ever was; `START` where there was none."""
-        facts = self._store.pipeline([("XINFO", "STREAM", self._stream)])[0]
-        if isinstance(facts, Exception):
-            if "no such key" in str(facts):  # the stream was never written to
-                return START
-            raise self._store.refused(facts)
-        end: bytes = facts[facts.index(b"last-generated-id") + 1]
-        return end.decode()
+        return self._end_of(self._store.pipeline([("XINFO", "STREAM", self._stream)])[0])
 
     def first(self) -> str | None:
         """Return the offset of the oldest entry; None where there is none."""
         entries = self._store.execute("XRANGE", self._stream, "-", "+", "COUNT", 1)
         return entries[0][0].decode() if entries else None
 
-    def read(self, after: str, count: int, block_ms: int = 0) -> list[tuple[str, bytes]]:
+    def read(self, after: str, count: int) -> list[tuple[str, bytes]]:
         """Return entries behind an offset, oldest first: (offset, serialized ItemChange).
 
         Args:
             after: the offset.
             count: how many at most.
-            block_ms: how long to wait for the first one where there is none; 0: not at all.
         """
-        if block_ms:
-            command = ("XREAD", "BLOCK", block_ms, "COUNT", count, "STREAMS", self._stream, after)
-            found = self._store.execute(*command, timeout=block_ms / 1000 + 5)
-            entries = found[0][1] if found else []
-        else:
-            entries = self._store.execute(
-                "XRANGE", self._stream, f"({after}", "+", "COUNT", count, timeout=_WRITE_SECONDS
-            )
+        entries = self._store.execute(
+            "XRANGE", self._stream, f"({after}", "+", "COUNT", count, timeout=_WRITE_SECONDS
+        )
         return [(offset.decode(), fields[1]) for offset, fields in entries]
+
+    def follow(self, after: str, count: int, block_ms: int) -> tuple[list[tuple[str, bytes]], bool]:
+        """Wait for entries behind an offset; as `read`, in one round trip with `missed`.
+
+        Args:
+            after: the offset.
+            count: how many at most.
+            block_ms: how long to wait for the first one where there is none.
+
+        Returns:
+            The entries, and whether others that should stand before them are gone.
+        """
+        found, *facts = self._store.pipeline(
+            [
+                ("XREAD", "BLOCK", block_ms, "COUNT", count, "STREAMS", self._stream, after),
+                *self._what_is_left(),
+            ],
+            timeout=block_ms / 1000 + _WRITE_SECONDS,
+        )
+        if isinstance(found, Exception):
+            raise self._store.refused(found)
+        entries = found[0][1] if found else []
+        return [(offset.decode(), fields[1]) for offset, fields in entries], self._misses(after, facts)
 
     def missed(self, after: str) -> bool:
         """Whether a reader that has taken in everything up to an offset can no longer read all that followed.
@@ -155,10 +166,27 @@ class LiveLog:
         So it is when entries behind the offset were trimmed, and when the store's log ends before the offset: the store
         lost what was there, or is another one.
         """
-        trimmed = self._store.execute("GET", self._trimmed)
+        return self._misses(after, self._store.pipeline(self._what_is_left()))
+
+    def _what_is_left(self) -> list[tuple[bytes | str, ...]]:
+        return [("GET", self._trimmed), ("XINFO", "STREAM", self._stream)]
+
+    def _misses(self, after: str, facts: Sequence[Any]) -> bool:
+        trimmed, stream = facts
+        if isinstance(trimmed, Exception):
+            raise self._store.refused(trimmed)
         if trimmed is not None and offset_key(trimmed.decode()) > offset_key(after):
             return True
-        return offset_key(self.end()) < offset_key(after)
+        return offset_key(self._end_of(stream)) < offset_key(after)
+
+    def _end_of(self, facts: Any) -> str:
+        """Return the newest offset that there ever was, from the reply to XINFO STREAM."""
+        if isinstance(facts, Exception):
+            if "no such key" in str(facts):  # the stream was never written to
+                return START
+            raise self._store.refused(facts)
+        end: bytes = facts[facts.index(b"last-generated-id") + 1]
+        return end.decode()
 
     def table(self) -> Iterator[list[bytes]]:
         """Go through the table: the newest ItemChange of every item, serialized, in pieces of some thousands.

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self, TypeAlias
 from urllib.parse import urlsplit
 
+from hiredis import pack_command
 from redis import connection as redis_connection
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
@@ -444,7 +445,7 @@ def _exchange(parts: Sequence[tuple[_Node, Sequence[Command]]], timeout: float) 
             with _blaming(node):
                 # In pieces, so that the node works on the first while the next is packed.
                 for start in range(0, len(commands), _PIECE):
-                    piece = _pack(connection, commands[start : start + _PIECE])
+                    piece = _pack(commands[start : start + _PIECE])
                     connection.send_packed_command(piece, check_health=False)
         for (node, commands), connection in zip(parts, connections, strict=True):
             with _blaming(node):
@@ -486,11 +487,9 @@ class _blaming:  # noqa: N801 - reads as a clause
             raise self._node.failed(error) from None
 
 
-def _pack(connection: Connection, commands: Sequence[Command]) -> list[bytes]:
-    packed: list[bytes] = []
-    for command in commands:
-        packed += connection.pack_command(*command)
-    return [b"".join(packed)]
+def _pack(commands: Sequence[Command]) -> list[bytes]:
+    # Without the look at every word that redis-py takes first: that is five times slower.
+    return [b"".join([pack_command(tuple(command)) for command in commands])]  # type: ignore[arg-type]
 
 
 def _reply(connection: Connection) -> Any:

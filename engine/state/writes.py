@@ -39,6 +39,8 @@ _OPERATION_EXPOSURE = struct.Struct("<B8sIQq")
 _PROBE = struct.Struct("<Qq")
 _SETTINGS = struct.Struct("<12I")
 
+_SUFFIXES = tuple(b":" + each for each in (RECENT, FOLLOWS, DISLIKES, LEFTOVERS, CITIES, EVENT_IDS))
+
 _CALL_BYTES = 64 * 1024
 """Operations in one call of the script; a user of more gets several, so that others are answered in between."""
 
@@ -94,7 +96,7 @@ class Writes:
 
     def __init__(self) -> None:
         self._users: dict[bytes, _UserWrites] = {}
-        self.exposures: list[tuple[bytes, Int64Array]] = []
+        self.exposures: list[tuple[bytes, Sequence[int] | Int64Array]] = []
         """Who was shown what, for exposures that are kept elsewhere than in the store."""
 
     def __len__(self) -> int:
@@ -109,7 +111,7 @@ class Writes:
         else:
             operation = _OPERATION.pack(_EXPOSURES, event_hash(event), 16 * len(keys)) + _probes(keys)
         self._add(user, operation)
-        self.exposures.append((user, np.asarray(keys, np.int64)))
+        self.exposures.append((user, keys))
 
     def act(
         self, user: bytes, key: int, kind: int, time: int, watch_seconds: float, event: bytes = b""
@@ -239,7 +241,7 @@ class UserStore:
 
     def commit_many(self, several: Sequence[Writes], now: float) -> list[CommitResult]:
         """Write what came from several callers in one go, in their order, and count for each; as `commit`."""
-        current = slice_suffix(self._exposure.slice_number(now) if self._exposure.in_store else 0)
+        current = b":" + slice_suffix(self._exposure.slice_number(now) if self._exposure.in_store else 0)
         ends: list[int] = []
         calls: list[tuple[list[bytes], tuple[bytes, bytes, bytes]]] = []
         for writes in several:
@@ -255,7 +257,7 @@ class UserStore:
         if not self._exposure.in_store:
             for writes in several:
                 for user, keys in writes.exposures:
-                    self._exposure.record(user, keys, now)
+                    self._exposure.record(user, np.asarray(keys, np.int64), now)
         results: list[CommitResult] = []
         for first, end, writes in zip([0, *ends], ends, several, strict=False):
             duplicates = sum(replies[first:end])
@@ -264,10 +266,7 @@ class UserStore:
 
     def _keys(self, user: bytes, current: bytes) -> list[bytes]:
         prefix = user_prefix(self._store.prefix, user)
-        return [
-            b"%s:%s" % (prefix, suffix)
-            for suffix in (RECENT, FOLLOWS, DISLIKES, LEFTOVERS, CITIES, EVENT_IDS, current)
-        ]
+        return [prefix + suffix for suffix in (*_SUFFIXES, current)]
 
 
 def _probes(keys: Sequence[int] | Int64Array) -> bytes:

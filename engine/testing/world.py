@@ -80,7 +80,9 @@ def catalogue_columns(columns: ItemColumns) -> dict[str, AnyArray]:
         "quality": columns.quality.copy(),
         "latitude": columns.latitude.astype(np.float64),
         "longitude": columns.longitude.astype(np.float64),
-        "tags.offsets": np.concatenate((np.zeros(1, np.int64), np.cumsum(columns.tag_counts, dtype=np.int64))),
+        "tags.offsets": np.concatenate(
+            (np.zeros(1, np.int64), np.cumsum(columns.tag_counts, dtype=np.int64))
+        ),
         "tags.codes": np.concatenate([np.empty(0, np.int32), *tags]),
     }
 

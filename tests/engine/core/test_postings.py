@@ -250,3 +250,17 @@ def test_an_empty_catalogue_and_no_queries():
         nothing, Reading.of(PostOptions()), np.empty(0, np.int64), np.empty(0, np.int32)
     )
     assert answer.offsets.tolist() == [0]
+
+
+def test_rows_past_the_snapshot_one_by_one_stay_within_all_arrays() -> None:
+    """Rows and their bits grow together, whatever room the last growth left (100 rows past 37 cross several bytes)."""
+    columns = ItemColumns(37)
+    columns.set("published_at", np.arange(37))
+    sink = MemorySink()
+    write_posting_lists(sink, np.zeros(37, np.int64), columns.published_at, lists=1)
+    posts = PostingLists.load(sink.arrays, columns)
+    for row in range(37, 1500):
+        columns.grow(row + 1)
+        columns.put("published_at", np.array([row], np.int32), np.array([row]))
+        posts.update(np.array([row], np.int32), np.zeros(1, np.int64))
+        assert posts._moved.size * 8 >= posts._latest.size

@@ -13,7 +13,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from recall.v1 import recall_pb2 as pb
 from recall.v1 import recall_pb2_grpc
 
-import engine.client
 from engine.client import AsyncRecallClient, Candidate, InvalidRequest, Proposal, RecallClient, RecentItem
 from engine.core.errors import RecallError
 
@@ -237,8 +236,3 @@ def test_a_client_needs_no_server_libraries():
     heavy = ("numpy", "numba", "pyarrow", "pydantic")
     code = f"import sys, engine.client; sys.exit(any(name in sys.modules for name in {heavy}))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def test_the_public_names_are_what_the_package_says():
-    public = {name for name in vars(engine.client) if not name.startswith("_")}
-    assert public == set(engine.client.__all__)

@@ -203,14 +203,14 @@ async def test_a_server_that_fell_behind_a_trim_reads_the_table(
         log = server.state.log
         gate, inside = asyncio.Event(), asyncio.Event()
         loop = asyncio.get_running_loop()
-        read = LiveLog.read
+        follow = LiveLog.follow
 
-        def held(self: LiveLog, after: str, count: int, block_ms: int = 0) -> Any:
+        def held(self: LiveLog, after: str, count: int, block_ms: int) -> Any:
             loop.call_soon_threadsafe(inside.set)
             asyncio.run_coroutine_threadsafe(gate.wait(), loop).result(PATIENCE)
-            return read(self, after, count, block_ms)
+            return follow(self, after, count, block_ms)
 
-        monkeypatch.setattr(LiveLog, "read", held)
+        monkeypatch.setattr(LiveLog, "follow", held)
         await asyncio.wait_for(inside.wait(), PATIENCE)
         log.publish([put(700, NOW + 10**5)])
         end = log.publish([put(701, NOW + 10**5 + 1)]).offset

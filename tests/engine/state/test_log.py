@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -108,9 +110,15 @@ def test_sending_again_makes_no_entry(log: LiveLog) -> None:
 
 
 def test_a_reader_waits_for_the_first_entry(log: LiveLog) -> None:
-    assert log.read(START, 10, block_ms=20) == []
+    assert log.follow(START, 10, block_ms=20) == ([], False)
     end = log.publish([put(1, 10)]).offset
-    assert [offset for offset, _ in log.read(START, 10, block_ms=5000)] == [end]
+    found, missed = log.follow(START, 10, block_ms=5000)
+    assert ([offset for offset, _ in found], missed) == ([end], False)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(log.follow, end, 10, 10_000)
+        time.sleep(0.05)
+        later = log.publish([put(2, 10)]).offset
+        assert [offset for offset, _ in waiting.result()[0]] == [later]
 
 
 def test_who_is_behind_what_was_trimmed_knows(log: LiveLog) -> None:
@@ -137,7 +145,13 @@ def test_a_store_that_is_away_is_an_error(tmp_path: Path) -> None:
     with EmbeddedStore(tmp_path) as embedded:
         store = StateStore.connect(embedded.url, "recall", 1000)
     log = LiveLog(store)
-    for ask in (log.end, log.first, lambda: log.publish([put(1, 1)]), lambda: log.read(START, 1, 10)):
+    for ask in (
+        log.end,
+        log.first,
+        lambda: log.publish([put(1, 1)]),
+        lambda: log.read(START, 1),
+        lambda: log.follow(START, 1, 10),
+    ):
         with pytest.raises(StateUnavailableError):
             ask()
     store.close()
