@@ -10,8 +10,8 @@ import typer
 
 from engine import console
 from engine.cli.check import check_release, show_findings
-from engine.cli.common import ConfigOption, StoreOption, settings
-from engine.core.errors import ConfigError
+from engine.cli.common import ConfigOption, StoreOption, offset_time, settings
+from engine.core.errors import ConfigError, StateError
 
 if TYPE_CHECKING:
     from engine.config import Config
@@ -57,9 +57,13 @@ def build(
         loaded = loaded.with_channel_options(read_params(params), params.name)
     names = None if channels is None else channel_names(loaded, channels)
     if live:
-        with open_state(loaded, begin=False) as state:
-            log = None if state is None else state.log
-            report = run_build(loaded, directory, snapshots, names, threads, log)
+        try:
+            with open_state(loaded, begin=False) as state:
+                log = None if state is None else state.log
+                report = run_build(loaded, directory, snapshots, names, threads, log)
+        except StateError as error:
+            text = f"{error}. With --no-live the build does without what was published since the data set was made"
+            raise StateError(text) from error
     else:
         report = run_build(loaded, directory, snapshots, names, threads)
     show_build(report)
@@ -116,7 +120,9 @@ def run_build(
 
 
 def show_build(report: BuildReport) -> None:
-    """Print a row per component, and everything that the build left out."""
+    """Print a row per component, and everything that the build took in besides or left out."""
+    from engine.state.log import START
+
     out = console.output()
     rows = console.table("component", "", ("arrays", "right"), ("size", "right"), "version")
     whole = 0
@@ -135,6 +141,10 @@ def show_build(report: BuildReport) -> None:
     )
     for kind, count in report.source.ignored.items():
         out.print(f"  left out: {count:,} {kind!r} events, which have no points in \\[interest]")
+    if report.source.log_offset != START:
+        out.print(
+            f"  taken in: what the live log says of items until {offset_time(report.source.log_offset)} UTC"
+        )
     for column in report.source.catalogue.skipped:
         out.print(f"  left out: column {column!r} of items.parquet, whose type has no place in the catalogue")
     out.print(

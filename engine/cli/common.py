@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
 
@@ -48,6 +49,12 @@ def parse_id(text: str, strings: bool) -> Id:
     if strings or not text.removeprefix("-").isdecimal():
         return text
     return int(text)
+
+
+def offset_time(offset: str) -> str:
+    """Return when the entry of the live log at an offset was made, UTC, to the second; "none" before the first."""
+    milliseconds = int(offset.partition("-")[0])
+    return f"{datetime.fromtimestamp(milliseconds / 1000, UTC):%Y-%m-%d %H:%M:%S}" if milliseconds else "none"
 
 
 def start_logging(level: int = logging.INFO) -> None:

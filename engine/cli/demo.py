@@ -11,6 +11,7 @@ import socket
 import sys
 import time
 from collections import Counter
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,6 +23,7 @@ from engine import console
 from engine.cli import story
 from engine.cli.build import BuildReport, run_build
 from engine.cli.common import Id, parse_id, settings
+from engine.core.errors import StateError
 
 if TYPE_CHECKING:
     from engine.cli.answer import Words
@@ -76,7 +78,12 @@ def demo(
     report = run_build(config, source, store)
     _show_built(report)
     out.print(Text.assemble(("\n2. Serve", "bold"), " them over gRPC"))
-    with open_state(config) as state:
+    with ExitStack() as stack:
+        try:
+            state = stack.enter_context(open_state(config))
+        except StateError as error:  # a machine without a store program shows the rest
+            out.print(_indented(f"Without live state: {error}", "yellow"))
+            state = None
         replica = Replica.open(config, store, state=state)
         asyncio.run(_serve_and_ask(config, replica, report.dataset, store, once, user, state))
 

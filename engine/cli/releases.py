@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from engine import console
-from engine.cli.common import ConfigOption, StoreOption, settings
+from engine.cli.common import ConfigOption, StoreOption, offset_time, settings
 
 app = typer.Typer(help="List the releases of a store, or go back to one.", no_args_is_help=True)
 
@@ -16,6 +16,7 @@ app = typer.Typer(help="List the releases of a store, or go back to one.", no_ar
 def list_releases(config: ConfigOption = None, store: StoreOption = None) -> None:
     """List the releases, newest first; the one in service is marked."""
     from engine.core.errors import SnapshotError
+    from engine.data.snapshot import CATALOGUE
 
     _, snapshots = settings(config, store)
     names = snapshots.release_names()
@@ -24,14 +25,16 @@ def list_releases(config: ConfigOption = None, store: StoreOption = None) -> Non
             "no release has been published here; `recall build` makes one", str(snapshots.root)
         )
     current = snapshots.current()
-    rows = console.table("", "release", "made (UTC)", ("components", "fold"))
+    rows = console.table("", "release", "made (UTC)", "live items until (UTC)", ("components", "fold"))
     for name in names:
         mark = "in service" if current is not None and name == current.name else ""
         try:
             release = snapshots.release(name)
-            rows.add_row(mark, name, release.created[:19].replace("T", " "), ", ".join(release.snapshots))
+            offset = snapshots.manifest(CATALOGUE, release.snapshots.get(CATALOGUE, "")).log_offset
+            made = release.created[:19].replace("T", " ")
+            rows.add_row(mark, name, made, offset_time(offset), ", ".join(release.snapshots))
         except SnapshotError as error:
-            rows.add_row(mark, name, "damaged", str(error))
+            rows.add_row(mark, name, "damaged", "", str(error))
     console.output().print(rows)
 
 

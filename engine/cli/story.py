@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from engine.client import IngestClient, RecallClient, RecallResult
     from engine.data.live import LiveCatalogue
 
-PLACE = (31.2304, 121.4737)
-"""Shanghai: the sample's items have no places, so nothing else is near."""
+PLACE, CITY = (31.2304, 121.4737), "Shanghai"
+"""The sample's items have no places, so nothing else is near."""
 PATIENCE_SECONDS = 5.0
 LIMIT = 100
 
@@ -42,19 +42,18 @@ class Story:
         number = int(time.time() * 1000) * 1000
         self.user: Id = f"demo-{number}" if strings else number
         self.post: Id = f"demo-post-{number}" if strings else number + 1
-        self.author = self._busiest_author()
 
-    def _busiest_author(self) -> Id | None:
-        """Return the author of most items; None where there are no authors."""
+    def _chosen(self, answer: RecallResult) -> tuple[Id, Id | None]:
+        """Return an item of an answer and its author: the one with most items, or None where there are no authors."""
         import numpy as np
 
-        columns = self._catalogue.columns
-        known = columns.authors[(columns.authors >= 0) & columns.available]
-        if not known.size:
-            return None
-        most = np.array([np.bincount(known).argmax()], np.int32)
-        author: Id = self._catalogue.authors.ids(most).tolist()[0]
-        return author
+        rows = self._catalogue.items.rows(answer.item_ids)
+        authors = self._catalogue.columns.authors
+        sizes = np.bincount(authors[authors >= 0], minlength=1)
+        mine = authors[rows]
+        best = int(np.where(mine >= 0, sizes[np.maximum(mine, 0)], 0).argmax())
+        author = self._catalogue.authors.ids(mine[best : best + 1]).tolist()[0] if mine[best] >= 0 else None
+        return answer.item_ids[best], author
 
     def _commonest_topic(self) -> str | None:
         """Return the tag of most items; None where there are no tags."""
@@ -70,13 +69,13 @@ class Story:
         """Let it happen, a step at a time."""
         from engine.client import Action, Dislike, Event, Exposure, Follow, Item, Leftovers, TakeDown
 
-        user, post, author = self.user, self.post, self.author
+        user, post = self.user, self.post
         first = self._ask()
         yield Step(
             "a user asks whom nobody knows", f"{len(first.item_ids)} candidates: {_channels(first)}", 0.0
         )
 
-        liked = first.item_ids[0]
+        liked, author = self._chosen(first)
         self._report(Event(user, Action(liked, "like")))
         yield self._step(
             f"likes item {liked}", lambda answer: _because_of(answer, liked), "nothing resembles it"
@@ -85,9 +84,9 @@ class Story:
             self._report(Event(user, Follow(author)))
             yield self._step(f"follows author {author}", lambda answer: _from(answer, "followed_authors"))
         self._ingest.upsert_items(
-            [Item(post, author=author, title="A new post", location=PLACE, quality=1.0)]
+            [Item(post, author=author, title="A new post", city=CITY, location=PLACE, quality=1.0)]
         )
-        by = f"{f'author {author}' if author is not None else 'somebody'} publishes a post in Shanghai"
+        by = f"{f'author {author}' if author is not None else 'somebody'} publishes a post in {CITY}"
         yield self._step(by, lambda answer: _place_of(answer, post))
 
         shown = [id_ for id_ in self._ask().item_ids if id_ != post][:20]
@@ -114,10 +113,10 @@ class Story:
 
     def _ask(self, guest: bool = False) -> RecallResult:
         if guest:
-            return self._recall.recall(limit=LIMIT, location=PLACE)
+            return self._recall.recall(limit=LIMIT, location=PLACE, city=CITY)
         if isinstance(self.user, int):
-            return self._recall.recall(limit=LIMIT, location=PLACE, user_id=self.user)
-        return self._recall.recall(limit=LIMIT, location=PLACE, user_key=self.user)
+            return self._recall.recall(limit=LIMIT, location=PLACE, city=CITY, user_id=self.user)
+        return self._recall.recall(limit=LIMIT, location=PLACE, city=CITY, user_key=self.user)
 
     def _step(
         self,

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from recall.v1 import ingest_pb2 as pb
 
 from engine.core.items import NO_TIME
 from engine.core.types import NO_ROW, AnyArray, Int32Array, Int64Array
 from engine.data.catalogue import AUTHOR, Catalogue
-from engine.data.changes import ItemChanges, codes_of
+from engine.data.changes import ItemChanges, codes_of, in_order
 from engine.data.columns import MISSING_INT, CodedColumn, TagColumn, TextColumn
-from engine.data.ids import IdIndex, IdKind
+from engine.data.ids import IdIndex
 
 
 def fold(catalogue: Catalogue, table: Iterable[bytes]) -> tuple[Catalogue, str]:
@@ -35,22 +34,14 @@ def fold(catalogue: Catalogue, table: Iterable[bytes]) -> tuple[Catalogue, str]:
         The catalogue, and a digest of the table: 16 hex digits, the same for the same changes; "" for none.
     """
     kind = catalogue.id_type
-    newest = {_id(change, kind): change for change in map(pb.ItemChange.FromString, table)}
-    newest.pop(None, None)  # of another type of ids: of another catalogue
-    if not newest:
-        return catalogue, ""
     # In order of id, so that the same table gives the same arrays whatever order it comes in.
-    ordered = [newest[id_] for id_ in sorted(newest)]  # type: ignore[type-var]
+    ordered = in_order(list(table), kind)
+    if not ordered:
+        return catalogue, ""
     digest = blake2b(digest_size=8)
-    for change in ordered:
-        digest.update(change.SerializeToString(deterministic=True))
-    return _folded(catalogue, ItemChanges.of(ordered, kind)), digest.hexdigest()
-
-
-def _id(change: pb.ItemChange, kind: IdKind) -> int | str | None:
-    if kind == "int64":
-        return change.item_id if change.HasField("item_id") else None
-    return change.item_key if change.HasField("item_key") else None
+    for message in ordered:
+        digest.update(message)
+    return _folded(catalogue, ItemChanges.parse(ordered, kind)), digest.hexdigest()
 
 
 def _folded(catalogue: Catalogue, changes: ItemChanges) -> Catalogue:
@@ -73,8 +64,7 @@ def _folded(catalogue: Catalogue, changes: ItemChanges) -> Catalogue:
         known = numeric[AUTHOR] >= 0
         numeric[AUTHOR][known] = author_rows[numeric[AUTHOR][known]]
     new_authors = np.full(put.size, NO_ROW, np.int32)
-    named = [at for at, author in enumerate(changes.authors) if author is not None]
-    new_authors[named] = authors.rows([changes.authors[at] for at in named])
+    new_authors[changes.has_author] = authors.rows(changes.authors[changes.has_author])
     for name, values in (
         (AUTHOR, new_authors),
         ("published_at", changes.published_at),
@@ -89,16 +79,16 @@ def _folded(catalogue: Catalogue, changes: ItemChanges) -> Catalogue:
         if name in numeric:
             numeric[name][put] = values
     coded = {name: move.coded(column) for name, column in catalogue.coded.items()}
-    if "city" in coded or any(changes.cities):
+    if "city" in coded or len(changes.cities.vocabulary):
         coded["city"] = _with_cities(coded.get("city"), len(items), put, changes.cities)
     texts = {name: move.texts(column) for name, column in catalogue.texts.items()}
-    if "title" in texts or any(changes.titles):
+    if "title" in texts or changes.titles.data.size:
         titles = texts["title"].arrow().to_pylist() if "title" in texts else [""] * len(items)
-        for row, title in zip(put.tolist(), changes.titles, strict=True):
+        for row, title in zip(put.tolist(), changes.titles.arrow().to_pylist(), strict=True):
             titles[row] = title
         texts["title"] = TextColumn.of(pa.array(titles, pa.large_string()))
     tags = {name: move.tags(column) for name, column in catalogue.tags.items()}
-    if "tags" in tags or changes.tags:
+    if "tags" in tags or len(changes.tags):
         tags["tags"] = _with_tags(tags.get("tags"), len(items), put, changes)
     return replace(
         catalogue,
@@ -141,15 +131,14 @@ class _Mover:
 
 def _with_authors(catalogue: Catalogue, changes: ItemChanges) -> tuple[IdIndex, Int32Array, TextColumn]:
     """Return the index with the new authors in it, the new row of each old one, and the names."""
-    wanted = [author for author in dict.fromkeys(changes.authors) if author is not None]
-    authors = _union(catalogue.authors, wanted)
+    authors = _union(catalogue.authors, changes.authors[changes.has_author])
     moved = authors.rows(_ids_of(catalogue.authors))
     source = catalogue.authors.rows(_ids_of(authors))
     names = catalogue.author_names.arrow().take(pa.array(source, mask=source < 0))
     return authors, moved, TextColumn.of(names)
 
 
-def _with_cities(column: CodedColumn | None, rows: int, put: Int32Array, cities: list[str]) -> CodedColumn:
+def _with_cities(column: CodedColumn | None, rows: int, put: Int32Array, cities: CodedColumn) -> CodedColumn:
     vocabulary = [] if column is None else column.vocabulary.arrow().to_pylist()
     known = {city: code for code, city in enumerate(vocabulary)}
     codes = np.full(rows, NO_ROW, np.int32) if column is None else column.codes
@@ -171,12 +160,14 @@ def _with_tags(column: TagColumn | None, rows: int, put: Int32Array, changes: It
     return TagColumn(_offsets(counts), codes, TextColumn.of(pa.array(list(known), pa.large_string())))
 
 
-def _union(index: IdIndex, ids: list[Any]) -> IdIndex:
-    if not ids:
+def _union(index: IdIndex, ids: AnyArray) -> IdIndex:
+    if not ids.size:
         return index
     if index.kind == "int64":
-        return IdIndex.of(np.concatenate((_ids_of(index), np.array(ids, np.int64))))
-    return IdIndex.of(pa.array([*_ids_of(index).tolist(), *ids], pa.large_string()))
+        return IdIndex.of(np.concatenate((_ids_of(index), ids)))
+    return IdIndex.of(
+        pa.array([*_ids_of(index).tolist(), *(id_.decode() for id_ in ids.tolist())], pa.large_string())
+    )
 
 
 def _ids_of(index: IdIndex) -> AnyArray:

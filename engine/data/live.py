@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -45,34 +44,40 @@ class LiveIds:
     def __len__(self) -> int:
         return self._first + self._count
 
-    def add(self, ids: Sequence[int | str]) -> Int32Array:
-        """Return int32[n]: the row of each id; one not known before gets the next row."""
+    def add(self, ids: AnyArray) -> Int32Array:
+        """Return int32[n]: the row of each id; one not known before gets the next row.
+
+        Args:
+            ids: int64[n], or S[n]: strings as UTF-8.
+        """
         rows = self.rows(ids)
         new = np.flatnonzero(rows == NO_ROW)
         if new.size:
-            unknown = list(dict.fromkeys(ids[at] for at in new.tolist()))
-            self._append(unknown)
-            rows[new] = self._rows_of_new.get(keys_of(ids[at] for at in new.tolist()))
+            keys = self._keys_of(ids[new])
+            # The first place of each, as the table keeps the last.
+            first = IntTable()
+            first.put(keys[::-1].copy(), np.arange(new.size - 1, -1, -1, dtype=np.int32))
+            leads = first.get(keys) == np.arange(new.size)
+            self._append(ids[new[leads]], keys[leads])
+            rows[new] = self._rows_of_new.get(keys)
         return rows
 
-    def _append(self, ids: list[int | str]) -> None:
-        cells: AnyArray = (
-            np.array(ids, np.int64)
-            if self.kind == "int64"
-            else np.array([str(id_).encode() for id_ in ids], np.bytes_)
-        )
+    def _append(self, cells: AnyArray, keys: Int64Array) -> None:
         end = self._count + cells.size
         if end > self._new.size or cells.dtype.itemsize > self._new.dtype.itemsize:
-            wider = np.zeros(
-                max(end, self._new.size * 5 // 4, 1024), np.promote_types(cells.dtype, self._new.dtype)
-            )
+            room = max(end, self._new.size * 5 // 4, 1024)
+            wider: AnyArray = np.zeros(room, np.promote_types(cells.dtype, self._new.dtype))
             wider[: self._count] = self._new[: self._count]
             self._new = wider
         self._new[self._count : end] = cells
         first = self._first + self._count
-        keys = cells if cells.dtype.kind == "i" else keys_of_cells(_bytes_of(cells))
         self._rows_of_new.put(keys, np.arange(first, first + cells.size, dtype=np.int32))
         self._count = end
+
+    def _keys_of(self, ids: AnyArray) -> Int64Array:
+        if ids.dtype.kind == "i":
+            return ids.astype(np.int64, copy=False)
+        return keys_of_cells(_bytes_of(ids)) if ids.dtype.kind == "S" else keys_of(ids.tolist())
 
     def rows(self, ids: Any) -> Int32Array:
         """Return int32[n]: the row of each id; -1 for one that is not known. `ids` as `IdIndex.rows` takes them."""
@@ -80,12 +85,10 @@ class LiveIds:
         if self._count and rows.size:
             unknown = np.flatnonzero(rows == NO_ROW)
             if unknown.size:
-                wanted = ids if isinstance(ids, (np.ndarray, list, tuple)) else ids.to_pylist()
-                keys = (
-                    np.asarray(wanted, np.int64)[unknown]
-                    if self.kind == "int64"
-                    else keys_of(str(wanted[at]) for at in unknown.tolist())
-                )
+                wanted = ids if isinstance(ids, (np.ndarray, list)) else ids.to_pylist()
+                if not isinstance(wanted, np.ndarray):
+                    wanted = np.array(wanted, np.int64 if self.kind == "int64" else np.str_)
+                keys = self._keys_of(wanted[unknown])
                 rows[unknown] = self._rows_of_new.get(keys)
         return rows
 
@@ -173,7 +176,7 @@ class LiveCatalogue:
         """
         gone = self.items.rows(changes.taken_down)
         gone = gone[np.flatnonzero(gone != NO_ROW)]
-        if not changes.ids:
+        if not changes.ids.size:
             self.columns.put("available", gone, np.zeros(gone.size, np.bool_))
             return gone
         rows = self.items.add(changes.ids)
@@ -183,25 +186,21 @@ class LiveCatalogue:
         columns.put("available", gone, np.zeros(gone.size, np.bool_))
         columns.put("available", rows, np.ones(rows.size, np.bool_))
         columns.put("keys", rows, self.items.keys(rows))
-        columns.put("authors", rows, self._author_rows(changes.authors))
+        authors = np.full(rows.size, NO_ROW, np.int32)
+        authors[changes.has_author] = self.authors.add(changes.authors[changes.has_author])
+        columns.put("authors", rows, authors)
         columns.put("cities", rows, codes_of(changes.cities, columns.city_codes))
         columns.put("published_at", rows, changes.published_at)
         columns.put("quality", rows, changes.quality)
         columns.put("latitude", rows, changes.latitude)
         columns.put("longitude", rows, changes.longitude)
         columns.put_tags(rows, changes.tag_counts, codes_of(changes.tags, columns.tag_vocabulary))
-        titles = [title.encode() + b"\0" for title in changes.titles]
-        lengths = np.array([len(title) for title in titles], np.int32)
-        self._titles.put(rows, lengths, np.frombuffer(b"".join(titles), np.uint8))
+        titles = changes.titles
+        counts = np.diff(titles.offsets).astype(np.int32) + 1
+        ended = np.insert(titles.data, titles.offsets[1:], 0)
+        self._titles.put(rows, counts, ended)
         changed: Int32Array = np.concatenate((gone, rows))
         return changed
-
-    def _author_rows(self, authors: Sequence[int | str | None]) -> Int32Array:
-        rows = np.full(len(authors), NO_ROW, np.int32)
-        known = [(at, author) for at, author in enumerate(authors) if author is not None]
-        if known:
-            rows[[at for at, _ in known]] = self.authors.add([author for _, author in known])
-        return rows
 
     def describe_items(self, rows: Int32Array) -> list[ItemText]:
         """Return how people see some items, as `Catalogue.describe_items` does, as they are now."""

@@ -14,7 +14,7 @@ from typing import Any
 from engine import __version__
 from engine.config import Config
 from engine.core.channel import BuildContext, Channel, Progress, SnapshotSink
-from engine.core.errors import BuildError, SnapshotError
+from engine.core.errors import BuildError, SnapshotError, StateError
 from engine.core.interactions import Interactions
 from engine.core.options import build_parameters
 from engine.core.types import AnyArray, BoolArray
@@ -111,7 +111,7 @@ def build_release(
 
     Raises:
         DatasetError, BuildError, ConfigError: as the parts raise them. Nothing is published then.
-        StateError: the live log cannot be read; the same. Or it cannot be trimmed: the release is in service.
+        StateError: the live log cannot be read; the same.
     """
     progress.start("reading", 2)
     catalogue = Catalogue.from_dataset(dataset)
@@ -148,7 +148,11 @@ def _trim(live_log: LiveLog, store: SnapshotStore) -> None:
     except (SnapshotError, KeyError) as error:
         log.warning("the live log is not trimmed, since a release cannot be read: %s", error)
         return
-    trimmed = live_log.trim(min(offsets, key=offset_key))
+    try:
+        trimmed = live_log.trim(min(offsets, key=offset_key))
+    except StateError as error:
+        log.warning("the live log is not trimmed; the next build will do it: %s", error)
+        return
     log.info("%d entries of the live log were before the oldest release and are deleted", trimmed)
 
 

@@ -118,7 +118,7 @@ class Tail:
     def _take_in(self, entries: Sequence[tuple[str, bytes]]) -> None:
         offset = entries[-1][0]
         try:
-            changes = ItemChanges.parse((value for _, value in entries), self._replica.catalogue.id_type)
+            changes = ItemChanges.parse([value for _, value in entries], self._replica.catalogue.id_type)
             self._between(lambda: self._apply(changes, offset)).result()
         except (StateError, CancelledError):
             raise

@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.config import Config
 from engine.core import exposure
-from engine.core.types import Int32Array
+from engine.core.types import AnyArray, Int32Array
 from engine.data.ids import IdIndex
 from engine.data.live import LiveCatalogue, LiveIds
 from engine.online.encode import ResponseEncoder
@@ -49,7 +49,7 @@ def rehearse(config: Config, replica: Replica, state: State) -> None:
     some = np.zeros(1, np.int32)
     empty = np.empty(0, np.int64) if catalogue.id_type == "int64" else np.empty(0, "S1")
     new = LiveIds(IdIndex(empty))
-    new.rows(new.ids(new.add(catalogue.items.ids(some).tolist())))
+    new.rows(new.ids(new.add(_as_new(catalogue.items.ids(some)))))
     new.rows_of_keys(new.keys(some))
     replica.update(some)
     users = state.live_users(catalogue, _history(len(catalogue.users)), _made_up(config, catalogue, state))
@@ -77,6 +77,10 @@ def rehearse(config: Config, replica: Replica, state: State) -> None:
                     encoder.response(q, f"rehearsal of {name}", True)
             if run.batch.live.exposure is not None:
                 run.batch.live.exposure.measure(1)
+
+
+def _as_new(ids: AnyArray) -> AnyArray:
+    return ids if ids.dtype.kind == "i" else np.char.encode(ids, "utf-8")
 
 
 class _MadeUpStore:

@@ -146,11 +146,10 @@ class Replica:
                 parts.append(self.catalogue.apply(ItemChanges.parse(values, self.catalogue.id_type)))
                 changes += len(values)
             self.log_offset = end
-        while entries := live_log.read(self.log_offset, REPLAYED):
-            values = [value for _, value in entries]
+        for values, offset in live_log.replay(self.log_offset, REPLAYED):
             parts.append(self.catalogue.apply(ItemChanges.parse(values, self.catalogue.id_type)))
             changes += len(values)
-            self.log_offset = entries[-1][0]
+            self.log_offset = offset
         if parts:
             changed = np.zeros(len(self.catalogue.items), np.bool_)
             for part in parts:

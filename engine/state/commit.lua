@@ -24,8 +24,9 @@ local r_cap, f_cap, d_cap, c_cap, p_cap, i_cap, user_seconds, slice_seconds, pla
 -- What is kept beyond the cap before the oldest are dropped together: dropping costs a pass over all.
 local function most(cap) return cap + max(4, floor(cap / 4)) end
 
--- The life of what is there is renewed when a 64th of it has gone by, not with every event.
-for at = 1, 6 do
+-- The life of what is there is renewed when a 64th of it has gone by, not with every event. Event ids, which most users
+-- have, are looked at first, so that one question is enough.
+for at = 6, 1, -1 do
   local left = call('TTL', KEYS[at])
   if left ~= -2 then
     if left < user_seconds * 63 / 64 then
@@ -205,75 +206,93 @@ if value ~= '' then
   end
 end
 
--- Of the newest link: its bits, the byte of the value at which it begins, its content (of a short one), what has
--- changed in it (byte -> new byte), and how many exposures it takes.
-local size, base, link, changes, capacity = 64 * math.ceil(plan * per / 64), 16, nil, {}, plan
-local first_size = size
-local function next_size(number) return min(first_size * 2 ^ min(number - 1, 32), max(first_size, 1048576)) end
-for number = 2, links do
+-- Of the newest link: its bits, the byte of the value at which it begins, how many exposures it takes, and of a short
+-- one its content, behind `skip` other bytes, and what has changed in it (byte -> new byte).
+local first_size = 64 * math.ceil(plan * per / 64)
+local size, base, capacity = first_size, 16, plan
+local function next_link(number)
   base = base + size / 8
-  size = next_size(number)
+  size = min(first_size * 2 ^ min(number - 1, 32), max(first_size, 1048576))
   capacity = max(1, floor(size / (2 * per)))
 end
-if value == '' then
-  -- At its full length: growing in place would take up to twice the memory.
-  link = rep('\0', size / 8)
-  call('SET', key, pack('<BBI2I4I4I4', 1, k, per, plan, 0, 1) .. link, 'EX', slice_seconds)
-elseif size <= 8 * SHORT then
-  link = links == 1 and sub(value, 17, 16 + size / 8) or call('GETRANGE', key, base, base + size / 8 - 1)
-  if #link < size / 8 then link = link .. rep('\0', size / 8 - #link) end
+for number = 2, links do next_link(number) end
+local fresh_slice = value == ''
+local link, skip, changes
+if size <= 8 * SHORT then
+  link, skip, changes = value, 16, {}
+  if fresh_slice then
+    link = NO_ID .. NO_ID
+  elseif links > 1 then
+    link, skip = call('GETRANGE', key, base, base + size / 8 - 1), 0
+  end
+  -- Zeros at the end need not be there. At their full length values do not grow in place, which takes twice the memory.
+  local missing = skip + size / 8 - #link
+  if missing > 0 then link = link .. rep(NO_ID, floor(missing / 8)) .. rep('\0', missing % 8) end
+end
+if fresh_slice and not link then
+  call('SET', key, pack('<BBI2I4I4I4', 1, k, per, plan, 0, 1) .. rep(NO_ID, size / 64), 'EX', slice_seconds)
+  fresh_slice = false
 end
 
 local function write_link()
-  local places = {}
+  local places, parts, done = {}, {}, skip
   for place in pairs(changes) do places[#places + 1] = place end
   if #places == 0 then return end
   table.sort(places)
-  local parts, done = {}, 0
-  for each, place in ipairs(places) do
-    parts[2 * each - 1] = sub(link, done + 1, place)
-    parts[2 * each] = string.char(changes[place])
+  for at, place in ipairs(places) do
+    parts[2 * at - 1] = sub(link, done + 1, place)
+    parts[2 * at] = string.char(changes[place])
     done = place + 1
   end
   parts[#parts + 1] = sub(link, done + 1)
-  call('SETRANGE', key, base, table.concat(parts))
+  local content = table.concat(parts)
+  if fresh_slice then
+    call('SET', key, pack('<BBI2I4I4I4', 1, k, per, plan, 0, 1) .. content, 'EX', slice_seconds)
+    fresh_slice = false
+  else
+    call('SETRANGE', key, base, content)
+  end
 end
 
-local had, had_links, each, places = count, links, 1, {}
-while each <= shown do
+-- Whether all bits of an exposure are set in the newest link; where `write` says so they are afterwards.
+local masks, byte = {[0] = 128, 64, 32, 16, 8, 4, 2, 1}, string.byte
+local function all_set(each, write)
   local a, b, all = probes[2 * each - 1], probes[2 * each], true
   for i = 0, k - 1 do
-    local place = floor(((a + i * b + i * i * 2654435769) % 4294967296) * size / 4294967296)
-    places[i] = place
-    if not all then -- one that is missing is enough
-    elseif link then
-      local byte_at = floor(place / 8)
-      all = band(changes[byte_at] or link:byte(byte_at + 1), 2 ^ (7 - place % 8)) ~= 0
-    else
-      all = call('GETBIT', key, base * 8 + place) == 1
+    local place = ((a + i * b + i * i * 2654435769) % 4294967296) * size / 4294967296
+    place = place - place % 1
+    if link then
+      local mask = masks[place % 8]
+      local at = skip + (place - place % 8) / 8
+      local old = changes[at] or byte(link, at + 1)
+      if old % (2 * mask) < mask then
+        all = false
+        if write then changes[at] = old + mask end
+      end
+    elseif write then
+      if call('SETBIT', key, base * 8 + place, 1) == 0 then all = false end
+    elseif call('GETBIT', key, base * 8 + place) == 0 then
+      all = false
     end
   end
-  if all then
+  return all
+end
+
+local had, had_links, each = count, links, 1
+while each <= shown do
+  if count < capacity then
+    if not all_set(each, true) then count = count + 1 end
     each = each + 1
-  elseif count < capacity then
-    for i = 0, k - 1 do
-      local place = places[i]
-      if link then
-        local byte_at = floor(place / 8)
-        changes[byte_at] = bor(changes[byte_at] or link:byte(byte_at + 1), 2 ^ (7 - place % 8))
-      else
-        call('SETBIT', key, base * 8 + place, 1)
-      end
-    end
-    count, each = count + 1, each + 1
+  elseif all_set(each, false) then
+    each = each + 1
   else -- full: this exposure opens the next link
     if link then write_link() end
-    links, count, changes, base = links + 1, 0, {}, base + size / 8
-    size = next_size(links)
-    capacity = max(1, floor(size / (2 * per)))
+    links, count = links + 1, 0
+    next_link(links)
     value = call('GET', key)
     call('SET', key, value .. rep('\0', base + size / 8 - #value), 'KEEPTTL')
-    link = size <= 8 * SHORT and rep('\0', size / 8) or nil
+    link, skip, changes = nil, 0, {}
+    if size <= 8 * SHORT then link = rep(NO_ID, size / 64) end
   end
 end
 if link then write_link() end

@@ -213,7 +213,10 @@ class EmbeddedStore:
             try:
                 store = StateStore(self.url, "", 1000.0)
                 try:
-                    where, server = store.pipeline([("CONFIG", "GET", "dir"), ("INFO", "server")])
+                    # While it loads its data it answers the last two, but no PING.
+                    _, where, server = store.pipeline(
+                        [("PING",), ("CONFIG", "GET", "dir"), ("INFO", "server")]
+                    )
                 finally:
                     store.close()
             except StateUnavailableError as error:

@@ -13,7 +13,7 @@ from engine.core.interactions import Interactions
 from engine.core.live import LiveState
 from engine.core.query import History
 from engine.core.ragged import take_lists
-from engine.core.types import AnyArray, Int32Array, Int64Array
+from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
 
 HISTORY = "history"
 """The snapshot component that holds the histories."""
@@ -54,6 +54,11 @@ class SnapshotHistory:
         """Return the stored history of each user, empty where the user is unknown; nothing else is kept here."""
         del user_ids, now, cities
         return UserRead(self.histories(users), LiveState.empty(users.size))
+
+    @property
+    def arrays(self) -> tuple[Int64Array, Int32Array, Float32Array, Int64Array]:
+        """The arrays of all users, for kernels: indptr, and rows, weights and timestamps end to end."""
+        return self._indptr, self._rows, self._weights, self._timestamps
 
     def histories(self, users: Int32Array) -> History:
         """Return the stored history of each user row; empty where it is -1."""

@@ -132,10 +132,23 @@ class LiveLog:
             after: the offset.
             count: how many at most.
         """
-        entries = self._store.execute(
+        return [(offset.decode(), fields[1]) for offset, fields in self._range(after, count)]
+
+    def _range(self, after: str, count: int) -> list[tuple[bytes, list[bytes]]]:
+        entries: list[tuple[bytes, list[bytes]]] = self._store.execute(
             "XRANGE", self._stream, f"({after}", "+", "COUNT", count, timeout=_WRITE_SECONDS
         )
-        return [(offset.decode(), fields[1]) for offset, fields in entries]
+        return entries
+
+    def replay(self, after: str, count: int) -> Iterator[tuple[list[bytes], str]]:
+        """Read from an offset to the end, `count` entries at a time.
+
+        Yields:
+            Serialized ItemChanges, oldest first, and the offset of the last of them.
+        """
+        while entries := self._range(after, count):
+            after = entries[-1][0].decode()
+            yield [fields[1] for _, fields in entries], after
 
     def follow(self, after: str, count: int, block_ms: int) -> tuple[list[tuple[str, bytes]], bool]:
         """Wait for entries behind an offset; as `read`, in one round trip with `missed`.

@@ -89,12 +89,14 @@ class LiveUsers:
         """
         self._store = store
         self._limits = limits
+        self._head = user_prefix(store.prefix, b"")[:-1]
         self._catalogue = catalogue
         self._snapshot = snapshot
         counted = {kind_of(name): value for name, value in points.items() if value > 0}
         self._kinds = np.array(list(counted), np.uint32)
         self._points = np.array(list(counted.values()), np.float32)
         self._keep = history_keep
+        self._old = tuple(map(_read_only, snapshot.arrays))
         self._exposure = exposure
         self._cities = _Codes(catalogue.columns.city_codes)
         self._tags = _Codes(catalogue.columns.tag_vocabulary)
@@ -107,12 +109,12 @@ class LiveUsers:
         """Return what is known of each user, as `UserState.read`; one round trip to the store, none for guests."""
         del now  # what is kept is kept by the server's clock
         n = users.size
-        tags = [user_tag(id_) if id_ not in (-1, "") else b"" for id_ in user_ids.tolist()]
+        guest = -1 if user_ids.dtype.kind == "i" else ""
+        tags = [b"" if id_ == guest else user_tag(id_) for id_ in user_ids.tolist()]
         suffixes = self._suffixes(self._exposure.slice_numbers(time.time()))
         width, kept = len(suffixes), len(STATE_SUFFIXES)
-        prefix = self._store.prefix
         try:
-            found = self._store.mget_users([user_prefix(prefix, tag) for tag in tags if tag], suffixes)
+            found = self._store.mget_users([b"%s%s}" % (self._head, tag) for tag in tags if tag], suffixes)
         except StateError as error:
             self._failed(error)
             return UserRead(self._snapshot.histories(users), LiveState.empty(n, available=False))
@@ -166,9 +168,10 @@ class LiveUsers:
         tags = self._tags.get(keys[dislikes:follows])
         places = self._cities.get(keys[cities:])
         times = words.reshape(-1)
-        history = self._snapshot.histories(users)
         if leftovers > recent:
-            history = self._merged(offsets[: n + 1], items, kinds, times, history)
+            history = self._merged(offsets[: n + 1], items, kinds, times, users)
+        else:
+            history = self._snapshot.histories(users)
         rows = np.empty(keys.size + n, np.int32)
         scores = np.empty(dislikes - leftovers, np.float32)
         stamps = np.empty(dislikes - leftovers, np.int64)
@@ -196,15 +199,14 @@ class LiveUsers:
         return UserRead(history, live)
 
     def _merged(
-        self, offsets: Int64Array, items: Int32Array, kinds: AnyArray, times: Int64Array, old: History
+        self, offsets: Int64Array, items: Int32Array, kinds: AnyArray, times: Int64Array, users: Int32Array
     ) -> History:
-        room = int(offsets[-1]) + old.rows.size
+        room = users.size * self._keep
         rows, weights = np.empty(room, np.int32), np.empty(room, np.float32)
-        timestamps, ends = np.empty(room, np.int64), np.zeros(offsets.size, np.int64)
+        timestamps, ends = np.empty(room, np.int64), np.empty(offsets.size, np.int64)
         merge_histories(
             offsets, items, kinds, times, self._kinds, self._points,
-            _read_only(old.rows), _read_only(old.weights), _read_only(old.timestamps), old.offsets,
-            self._limits.recent, self._keep, rows, weights, timestamps, ends,
+            users, *self._old, self._limits.recent, self._keep, rows, weights, timestamps, ends,
         )  # fmt: skip
         m = int(ends[-1])
         return History(rows[:m], weights[:m], timestamps[:m], ends)
@@ -218,7 +220,7 @@ class LiveUsers:
 
 
 def _read_only(array: AnyArray) -> AnyArray:
-    # A gathered history can be written, a mapped one not: of one kind, so that the kernel is compiled once.
+    # Whether arrays are mapped or in memory: of one kind, so that the kernel is compiled once.
     view = np.asarray(array).view()
     view.flags.writeable = False
     return view
@@ -280,8 +282,8 @@ def _used(kinds, first, last):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def merge_histories(  # type: ignore[no-untyped-def]
-    offsets, items, kinds, times, point_kinds, points, old_rows, old_weights, old_times, old_offsets, recent, keep,
-    rows, weights, timestamps, ends,
+    offsets, items, kinds, times, point_kinds, points, users, indptr, old_rows, old_weights, old_times,
+    recent, keep, rows, weights, timestamps, ends,
 ):  # fmt: skip
     """Merge the recent actions of users into their histories.
 
@@ -291,10 +293,11 @@ def merge_histories(  # type: ignore[no-untyped-def]
         kinds: uint32[...], the records as 6 words each; word 2 is the kind.
         times: int64[...], the records as 3 words each; word 2 is the time.
         point_kinds, points: uint32[p], float32[p]: what a kind is worth.
-        old_rows, old_weights, old_times, old_offsets: the histories, newest first, an item once.
+        users: int32[n], whose histories; -1 for none.
+        indptr, old_rows, old_weights, old_times: the histories of all users, newest first, an item once.
         recent: records per user that count, the newest.
         keep: the longest history answered.
-        rows, weights, timestamps: int32, float32, int64, out, with room for all records and entries.
+        rows, weights, timestamps: int32, float32, int64[n keep], out.
         ends: int64[n + 1], out: where each user's part is.
     """
     most = 1
@@ -311,7 +314,7 @@ def merge_histories(  # type: ignore[no-untyped-def]
         np.empty(most, np.int64),
     )
     only = np.empty(keep, np.int64)
-    to = 0
+    to = ends[0] = 0
     for u in range(offsets.size - 1):
         n = _used(kinds, offsets[u], offsets[u + 1])
         newest_first(times, offsets[u], n, order, spare)
@@ -338,10 +341,11 @@ def merge_histories(  # type: ignore[no-untyped-def]
                 live_rows[live], live_weights[live], live_times[live] = row, worth, times[3 * record + 2]
                 live += 1
         # What both have is answered once, as a live entry; `fresh` are the entries that only the history has.
-        begin = old_offsets[u]
+        begin = indptr[users[u]] if users[u] >= 0 else 0
+        end = indptr[users[u] + 1] if users[u] >= 0 else 0
         fresh = 0
         in_order = True
-        for j in range(begin, old_offsets[u + 1]):
+        for j in range(begin, end):
             at = _place(old_rows[j], u, owner, entry, live_rows)
             if owner[at] != u + 1:
                 if fresh < keep:

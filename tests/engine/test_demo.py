@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from engine.cli import app
+from engine.core.errors import StateError
 from engine.data.dataset import write_dataset
 
 Demo: TypeAlias = Callable[..., tuple[int, str, str]]
@@ -69,6 +70,35 @@ def test_it_answers_for_a_real_user_from_three_channels_with_reasons(demo: Demo,
     assert "licence: CC BY-SA 4.0" in out
     assert "attribution: KuaiRand" in out
     assert "Your turn" not in out
+
+
+def test_it_tells_a_live_story(demo: Demo, folder: Path) -> None:
+    _, out, _ = demo("--dir", folder)
+    story = out.split("4. Live")[1]
+    for expected in (
+        r"candidates because of it: itemcf \d+, swing \d+",
+        r"follows author \d+ +\d+ candidates from followed_authors",
+        r"publishes a post in Shanghai +it is number \d+ of the list, from followed_authors #1, .*geo #1,",
+        r"same_city #1",
+        r"20 more are shown +none of them is there",
+        r"candidates from cache",
+        r"the filter dislikes removes [1-9]",
+        r"taken down +it is not there",
+    ):
+        assert re.search(expected, story), expected
+
+
+def test_a_machine_without_a_store_program_shows_the_rest(
+    demo: Demo, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*_: Any) -> str:
+        raise StateError("no program here")
+
+    monkeypatch.setattr("engine.state.embedded.EmbeddedStore.start", missing)
+    code, out, _ = demo("--dir", folder)
+    assert code == 0
+    assert "Without live state: no program here" in out
+    assert "4. Live" not in out
 
 
 def test_the_second_time_builds_nothing_and_answers_the_same(demo: Demo, folder: Path) -> None:

@@ -156,8 +156,12 @@ def test_ids_of_the_other_type_are_left_out(kind: IdKind) -> None:
 def test_ids_are_found_as_ids_and_as_keys(kind: IdKind) -> None:
     name = ID[kind]
     ids = LiveIds(IdIndex.of([name(5), name(1)]))
-    assert ids.add([name(9), name(1), name(3), name(9)]).tolist() == [2, 0, 3, 2]
-    assert ids.add([name(100_000), name(3)]).tolist() == [4, 3]
+
+    def cells(*numbers: int) -> Any:
+        return np.array([name(n) if kind == "int64" else name(n).encode() for n in numbers])
+
+    assert ids.add(cells(9, 1, 3, 9)).tolist() == [2, 0, 3, 2]
+    assert ids.add(cells(100_000, 3)).tolist() == [4, 3]
     wanted = [name(n) for n in (3, 1, 77, 100_000, 5)]
     assert ids.rows(wanted).tolist() == [3, 0, -1, 4, 1]
     assert ids.rows(np.array(wanted)).tolist() == [3, 0, -1, 4, 1]

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from online_world import POISON, Gate, make_world, user_id
@@ -186,3 +188,19 @@ async def test_closing_finishes_what_waits_and_refuses_more():
         gate.open.set()
         await closing
         assert len(await asyncio.gather(first, *tasks)) == 6
+
+
+async def test_chores_are_done_between_batches_on_the_thread_that_computes():
+    done = []
+    async with batching(make_world()) as batcher:
+        threads = [threading.current_thread().name]
+        await asyncio.wrap_future(batcher.between(lambda: threads.append(threading.current_thread().name)))
+        assert threads[1] == "compute"
+        chores = [batcher.between(partial(done.append, n)) for n in range(5)]
+        await asyncio.gather(batcher.submit("default", Request(), "r"), *map(asyncio.wrap_future, chores))
+        assert done == list(range(5))
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.wrap_future(batcher.between(lambda: 1 // 0))
+        assert await batcher.submit("default", Request(), "r")
+    assert batcher.between(lambda: done.append(9)).cancelled()
+    assert 9 not in done

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from recall.v1 import ingest_pb2 as pb
+from recall.v1 import recall_pb2
 
 from engine.config import Config, parse_config
 from engine.core.channel import SilentProgress
@@ -24,11 +25,14 @@ from engine.data.dataset import Dataset, write_dataset
 from engine.data.snapshot import CATALOGUE, SnapshotStore
 from engine.offline.build import build_release
 from engine.online.replica import Replica
+from engine.online.request import Request
 from engine.online.server import Server
 from engine.online.state import FOLDER, State, open_state
 from engine.state.embedded import EmbeddedStore
+from engine.state.layout import user_tag
 from engine.state.log import START, LiveLog, LogChange, offset_key
 from engine.state.store import StateStore
+from engine.state.writes import Writes
 
 NOW = 1_700_000_000
 PATIENCE = 20.0
@@ -98,10 +102,6 @@ class Asked:
         self.server, self.replica, self.state = server, replica, state
 
     async def response(self) -> Any:
-        from recall.v1 import recall_pb2
-
-        from engine.online.request import Request
-
         answer = await self.server._batcher.submit("default", Request(now=NOW + 10**6), "r")
         return recall_pb2.RecallResponse.FromString(answer)
 
@@ -276,7 +276,9 @@ async def test_a_channel_that_cannot_take_note_costs_nobody_else(
         assert server.replica.catalogue.items.rows([700]).tolist() == [5]
 
 
-async def test_an_entry_that_nobody_can_read_is_left_out(built: Any, embedded: EmbeddedStore) -> None:
+async def test_an_entry_that_nobody_can_read_is_left_out(
+    built: Any, embedded: EmbeddedStore, caplog: pytest.LogCaptureFixture
+) -> None:
     config, store, _ = built()
     async with serving(config, store, embedded) as server:
         stream = f"{config.state.prefix}:{{log}}"
@@ -284,7 +286,8 @@ async def test_an_entry_that_nobody_can_read_is_left_out(built: Any, embedded: E
             server.state.store.execute("XADD", stream, "*", "c", change)
         await server.until(server.state.log.publish([put(701, NOW + 10**5)]).offset)
         assert await server.items() == [701, 4, 3, 2, 1, 0]
-        assert server.metric("update_failures_total", component="catalogue") == 1
+        assert "left out 1 changes of items that are no recall.v1.ItemChange" in caplog.text
+        assert "left out 1 changes of items whose ids are not of type int64" in caplog.text
 
 
 async def test_without_a_store_there_is_no_offset(built: Any) -> None:
@@ -299,6 +302,37 @@ async def test_without_a_store_there_is_no_offset(built: Any) -> None:
         assert await asked.items() == [4, 3, 2, 1, 0]
     finally:
         await server.stop(5)
+
+
+async def test_leftovers_that_were_recalled_are_counted(built: Any, embedded: EmbeddedStore) -> None:
+    scene = {"quotas": {"cache": 10, "fresh": 10}, "limit": 20, "filters": [], "fallback": []}
+    config, store, _ = built(channels={"cache": {"max_recalls": 2}, "fresh": {}}, scenes={"default": scene})
+    async with serving(config, store, embedded) as server:
+        writes = Writes()
+        # Of the user's own clock: leftovers leave the cache after days.
+        writes.leftovers(user_tag(3), [2, 4], [0.5, 0.4], NOW + 10**6 - 60)
+        server.state.users.commit(writes, time.time())
+
+        async def cached(user: int | None) -> list[int]:
+            answer = await server.server._batcher.submit(
+                "default", Request(user_id=user, now=NOW + 10**6), "r"
+            )
+            response = recall_pb2.RecallResponse.FromString(answer)
+            return [
+                candidate.item_id
+                for candidate in response.candidates
+                if any(proposal.channel == "cache" for proposal in candidate.proposals)
+            ]
+
+        assert await cached(None) == []
+        asked = 0
+        deadline = time.monotonic() + PATIENCE
+        while await cached(3):
+            asked += 1
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.02)
+        assert asked >= 2
+        assert server.metric("recalls_dropped_total") == 0
 
 
 # --- builds -------------------------------------------------------------------------------------

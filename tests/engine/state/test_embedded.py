@@ -70,6 +70,19 @@ def test_data_are_there_after_a_restart(tmp_path: Path) -> None:
         assert connected(running.url).execute("GET", "a") == b"1"
 
 
+def test_a_store_is_not_used_before_it_has_loaded_its_data(tmp_path: Path) -> None:
+    with EmbeddedStore(tmp_path / "state") as running:
+        store = connected(running.url)
+        store.pipeline([("SET", f"key{n}", "x" * 100) for n in range(20_000)])
+    # A server that takes a second to load this; it looks at its connections after every 1,024 commands.
+    slow = tmp_path / "slow-server"
+    slow.write_text(f'#!/bin/sh\nexec "{server_binary()}" "$@" --key-load-delay 50\n')
+    slow.chmod(0o755)
+    with EmbeddedStore(tmp_path / "state", binary=slow) as running:
+        store = StateStore.connect(running.url, "test", 2000.0)  # waits for nothing
+        assert store.execute("GET", "key19999") == b"x" * 100
+
+
 @pytest.mark.parametrize("durability", ["everysec", "always"])
 def test_settings_are_those_that_keep_data(tmp_path: Path, durability: Literal["everysec", "always"]) -> None:
     with EmbeddedStore(tmp_path, durability) as running:

@@ -306,15 +306,21 @@ def test_merging_equals_the_plain_rule(users: list[Any], recent: int, keep: int)
     expected = [plain_merge(live, old, points, recent, keep) for live, _, old in users]
     content = np.zeros(sum(len(live) + room for live, room, _ in users), RECORD)
     items = np.zeros(content.size, np.int32)
-    offsets, old_offsets = np.zeros(len(users) + 1, np.int64), np.zeros(len(users) + 1, np.int64)
+    # Whose history it is has another number than who asks; one who has none is not known.
+    offsets, indptr = np.zeros(len(users) + 1, np.int64), np.zeros(len(users) + 1, np.int64)
+    owners = np.arange(len(users), dtype=np.int32)[::-1].copy()
     at = 0
     for u, (live, room, old) in enumerate(users):
+        owners[u] = owners[u] if old else -1
         for n, (row, kind, moment) in enumerate(live):
             content["kind"][at + n], content["time"][at + n], items[at + n] = kind, moment, row
         at += len(live) + room
-        offsets[u + 1], old_offsets[u + 1] = at, old_offsets[u] + len(old)
-    entries = [entry for _, _, old in users for entry in old]
-    room = content.size + len(entries)
+        offsets[u + 1] = at
+    for owner, (_, _, old) in enumerate(reversed(users)):
+        indptr[owner + 1] = indptr[owner] + len(old)
+    indptr.flags.writeable = False
+    entries = [entry for _, _, old in reversed(users) for entry in old]
+    room = len(users) * keep
     out = np.zeros(room, np.int32), np.zeros(room, np.float32), np.zeros(room, np.int64)
     ends = np.zeros(len(users) + 1, np.int64)
     raw = content.tobytes() or bytes(8)
@@ -327,7 +333,7 @@ def test_merging_equals_the_plain_rule(users: list[Any], recent: int, keep: int)
     merge_histories(
         offsets, items, np.frombuffer(raw, np.uint32), np.frombuffer(raw, np.int64),
         np.array(list(points), np.uint32), np.array(list(points.values()), np.float32),
-        *frozen, old_offsets, recent, keep, *out, ends,
+        owners, indptr, *frozen, recent, keep, *out, ends,
     )  # fmt: skip
     found = [
         list(zip(*(column[a:b].tolist() for column in out), strict=True)) for a, b in itertools.pairwise(ends)
