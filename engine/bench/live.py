@@ -31,11 +31,11 @@ CHANNELS = {"live_geo": "geo", "live_authors": "followed_authors"}
 AUTHORS = 100
 """Authors that publish by turns: an author channel takes only the newest posts of each."""
 
-LIMIT = 400
+LIMIT = 300
 FIRST_ID = 10**12
 PLACE = (31.2304, 121.4737)
 
-_WATCH_SECONDS = 0.01
+_WATCH_SECONDS = 0.02
 """Between an answer and the next question of a watcher: part of every latency, half of it on average."""
 
 _START_SECONDS = 300.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import math
 import os
 import threading
 import time
@@ -32,6 +33,7 @@ from redis.exceptions import (
     ResponseError,
     TryAgainError,
 )
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from engine.core.errors import StateError, StateUnavailableError
@@ -109,11 +111,12 @@ class _Node:
     # By time limit: a connection carries its own.
     idle: dict[float, list[Connection]] = field(default_factory=dict)
     rests_until: float = 0.0
+    rests_for: float = 0.0  # the time limit up to which commands are not asked meanwhile
     failure: str = ""
 
     def take(self, timeout: float) -> Connection:
         """Return a connection that is open and has nothing left to read."""
-        if time.monotonic() < self.rests_until:
+        if time.monotonic() < self.rests_until and timeout <= self.rests_for:
             raise StateUnavailableError(self.failure)
         idle = self.idle.setdefault(timeout, [])
         try:
@@ -130,16 +133,20 @@ class _Node:
         except IndexError:  # another thread took the last one
             return self.take(timeout)
         except (RedisError, OSError) as error:
-            raise self.failed(error) from None
+            raise self.failed(error, timeout) from None
 
     def give(self, connection: Connection, timeout: float) -> None:
         """Take a connection back whose replies have all been read."""
         self.idle[timeout].append(connection)
 
-    def failed(self, error: Exception) -> StateUnavailableError:
-        """Return the error to raise; the node rests for a moment."""
+    def failed(self, error: Exception, timeout: float) -> StateUnavailableError:
+        """Return the error to raise; the node rests for a moment.
+
+        That it took longer than the users' read may take says nothing about a write, which may take much longer.
+        """
         self.failure = f"the state store at {self.address} does not answer: {_one_line(error)}"
         self.rests_until = time.monotonic() + REST_SECONDS
+        self.rests_for = timeout if isinstance(error, (RedisTimeoutError, TimeoutError)) else math.inf
         return StateUnavailableError(self.failure)
 
     def close(self) -> None:
@@ -208,7 +215,7 @@ class StateStore:
         for node in self._nodes():
             reply = _exchange([(node, [("PING",)])], COMMAND_SECONDS)[0][0]
             if isinstance(reply, Exception):
-                raise node.failed(reply)
+                raise node.failed(reply, COMMAND_SECONDS)
 
     def execute(self, *command: Argument, timeout: float | None = None) -> Any:
         """Run one command and return its raw reply: bytes, integers, None and lists of these.
@@ -442,13 +449,13 @@ def _exchange(parts: Sequence[tuple[_Node, Sequence[Command]]], timeout: float) 
         for node, commands in parts:
             connection = node.take(timeout)
             connections.append(connection)
-            with _blaming(node):
+            with _blaming(node, timeout):
                 # In pieces, so that the node works on the first while the next is packed.
                 for start in range(0, len(commands), _PIECE):
                     piece = _pack(commands[start : start + _PIECE])
                     connection.send_packed_command(piece, check_health=False)
         for (node, commands), connection in zip(parts, connections, strict=True):
-            with _blaming(node):
+            with _blaming(node, timeout):
                 answers.append([_reply(connection) for _ in commands])
             node.give(connection, timeout)
             done += 1
@@ -467,7 +474,7 @@ def _exchange_packed(node: _Node, packed: bytes, timeout: float) -> list[Any]:
     except BaseException as error:
         connection.disconnect()
         if isinstance(error, (RedisError, OSError)):
-            raise node.failed(error) from None
+            raise node.failed(error, timeout) from None
         raise
     node.give(connection, timeout)
     return answer
@@ -476,15 +483,16 @@ def _exchange_packed(node: _Node, packed: bytes, timeout: float) -> list[Any]:
 class _blaming:  # noqa: N801 - reads as a clause
     """Turns trouble with a connection into the node's error."""
 
-    def __init__(self, node: _Node) -> None:
+    def __init__(self, node: _Node, timeout: float) -> None:
         self._node = node
+        self._timeout = timeout
 
     def __enter__(self) -> None:
         pass
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, (RedisError, OSError)):
-            raise self._node.failed(error) from None
+            raise self._node.failed(error, self._timeout) from None
 
 
 def _pack(commands: Sequence[Command]) -> list[bytes]:

@@ -201,12 +201,13 @@ class LiveUsers:
     def _merged(
         self, offsets: Int64Array, items: Int32Array, kinds: AnyArray, times: Int64Array, users: Int32Array
     ) -> History:
+        indptr, old_rows, old_weights, old_times = self._old
         room = users.size * self._keep
         rows, weights = np.empty(room, np.int32), np.empty(room, np.float32)
         timestamps, ends = np.empty(room, np.int64), np.empty(offsets.size, np.int64)
         merge_histories(
             offsets, items, kinds, times, self._kinds, self._points,
-            users, *self._old, self._limits.recent, self._keep, rows, weights, timestamps, ends,
+            users, indptr, old_rows, old_weights, old_times, self._limits.recent, self._keep, rows, weights, timestamps, ends,
         )  # fmt: skip
         m = int(ends[-1])
         return History(rows[:m], weights[:m], timestamps[:m], ends)

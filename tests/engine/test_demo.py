@@ -190,7 +190,7 @@ def test_what_the_front_page_says_about_own_data_works(
     demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(snippets("README.md")[1], {})
+    exec(snippets("README.md")[2], {})
     code, out, _ = demo("--dir", "store", "--data", "mydata")
     assert code == 0
     assert "mydata: 4 events, 2 users, 3 items." in out
@@ -227,6 +227,9 @@ def test_it_keeps_serving_until_ctrl_c_and_what_it_tells_you_to_type_works(folde
         done = subprocess.run([sys.executable, "-c", page], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("Proposal(") >= 3
+        page = snippets("README.md")[1].replace("50051", port[1])
+        done = subprocess.run([sys.executable, "-c", page], capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
         assert running.poll() is None
         began = time.monotonic()
         running.send_signal(signal.SIGINT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,6 +239,18 @@ def test_a_directory_that_cannot_be_used_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StateError, match="cannot use"):
         EmbeddedStore(tmp_path / "file").start()
+
+
+def test_a_copy_of_the_log_of_a_running_store_is_a_backup(tmp_path: Path) -> None:
+    with EmbeddedStore(tmp_path / "state") as running:
+        store = connected(running.url)
+        store.execute("SET", "a", 1)
+        store.execute("CONFIG", "SET", "auto-aof-rewrite-percentage", 0)
+        until(lambda: b"aof_rewrite_in_progress:0" in store.execute("INFO", "persistence"))
+        shutil.copytree(tmp_path / "state" / "appendonlydir", tmp_path / "copy" / "appendonlydir")
+        store.execute("SET", "a", 2)
+    with EmbeddedStore(tmp_path / "copy") as running:
+        assert connected(running.url).execute("GET", "a") == b"1"
 
 
 def test_other_users_of_the_machine_cannot_look_in(tmp_path: Path) -> None:

@@ -132,6 +132,16 @@ def test_a_store_that_hangs_costs_one_time_limit_and_then_nothing(tmp_path: Path
                 time.sleep(0.05)
 
 
+def test_a_read_that_took_too_long_holds_up_no_write(tmp_path: Path) -> None:
+    options = ("--port", "0", "--unixsocket", str(tmp_path / "s"))
+    with server(server_binary(), tmp_path, *options):
+        store = connected(f"unix://{tmp_path / 's'}", 50.0)
+        store.execute("CLIENT", "PAUSE", 400, "ALL")
+        with pytest.raises(StateUnavailableError, match="Timeout"):
+            store.mget_users([b"test:{u1}"], [b"r"])
+        assert store.execute("SET", "a", 1) == b"OK"
+
+
 def test_a_password_is_needed_and_never_shown(tmp_path: Path) -> None:
     options = ("--port", "0", "--unixsocket", str(tmp_path / "s"), "--requirepass", "right%horse")
     with server(server_binary(), tmp_path, *options):
