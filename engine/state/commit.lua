@@ -87,7 +87,7 @@ local function put(key, cap, record)
       equal = equal + 1
     end
     for at = 1, n do
-      if times[at] == limit and equal > 99 then
+      if times[at] == limit and equal > 0 then
         equal = equal - 1
       elseif times[at] >= limit then
         kept[#kept + 1] = sub(value, at * RECORD - 23, at * RECORD)

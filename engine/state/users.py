@@ -96,7 +96,7 @@ class LiveUsers:
         self._kinds = np.array(list(counted), np.uint32)
         self._points = np.array(list(counted.values()), np.float32)
         self._keep = history_keep
-        self._old = tuple(map(_read_only, snapshot.arrays))
+        self._old = [_read_only(array) for array in snapshot.arrays]
         self._exposure = exposure
         self._cities = _Codes(catalogue.columns.city_codes)
         self._tags = _Codes(catalogue.columns.tag_vocabulary)
@@ -207,7 +207,8 @@ class LiveUsers:
         timestamps, ends = np.empty(room, np.int64), np.empty(offsets.size, np.int64)
         merge_histories(
             offsets, items, kinds, times, self._kinds, self._points,
-            users, indptr, old_rows, old_weights, old_times, self._limits.recent, self._keep, rows, weights, timestamps, ends,
+            users, indptr, old_rows, old_weights, old_times,
+            self._limits.recent, self._keep, rows, weights, timestamps, ends,
         )  # fmt: skip
         m = int(ends[-1])
         return History(rows[:m], weights[:m], timestamps[:m], ends)
