@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,13 @@ def serving(store: Path, folder: Path) -> Iterator[Serving]:
         watchdog.cancel()
         process.kill()
         process.communicate()
+        end_orphaned_store(store)
+
+
+def end_orphaned_store(store: Path) -> None:
+    """End the embedded store of a process that was killed: it waits for the next one to take it over."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        os.kill(int((store / "state" / "store.pid").read_text()), signal.SIGTERM)
 
 
 @contextmanager
@@ -354,6 +361,7 @@ def test_a_build_killed_in_the_middle_leaves_the_earlier_release(sample_store, t
     built(load_config(), sample_path(), store.root)
     assert not list(store.root.glob("*/.tmp-*"))
     assert store.current().snapshots == before.snapshots
+    end_orphaned_store(store.root)
 
 
 def files_of(store: SnapshotStore, name: str) -> list[Path]:
