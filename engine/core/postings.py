@@ -258,7 +258,7 @@ class PostingLists:
         triggers = np.empty(room, np.int32)
         offsets = np.empty(k.size + 1, np.int64)
         total = _read(
-            wanted.offsets, wanted.keys, wanted.weights, wanted.triggers, now, k, reading.half_life,
+            wanted.offsets, wanted.keys, wanted.weights, wanted.triggers, now, k, float(reading.half_life),
             reading.min_quality, reading.max_age, reading.lists, reading.per_list, reading.lead, reading.thin,
             *self._base, *self._numbers.arrays, self._heads, self._entries, self._moved, columns.available,
             columns.quality, rows, scores, triggers, offsets,
@@ -357,7 +357,10 @@ def _sort(keys, spare, counts):  # type: ignore[no-untyped-def]
                 j -= 1
             keys[j] = key
         return
-    counts[:] = 0
+    # Loops, because numba takes seconds to compile the assignment of a slice.
+    for digit in range(4):
+        for value in range(256):
+            counts[digit, value] = 0
     for i in range(n):
         high = keys[i] >> np.uint64(32)
         for digit in range(4):
@@ -380,7 +383,8 @@ def _sort(keys, spare, counts):  # type: ignore[no-untyped-def]
         source, target = target, source
         passes += 1
     if passes % 2:
-        keys[:] = spare
+        for i in range(n):
+            keys[i] = spare[i]
 
 
 @njit(nogil=True, cache=True)

@@ -60,6 +60,13 @@ class Catalogue:
     available: BoolArray | None = None
 
     @classmethod
+    def of_nothing(cls, kind: IdKind) -> Self:
+        """Return the catalogue of no items, users and authors."""
+        index = IdIndex(np.empty(0, np.int64 if kind == "int64" else "S1"))
+        no_names = TextColumn.of(pa.array([], pa.large_string()))
+        return cls(index, index, index, no_names, {}, {}, {}, {}, ())
+
+    @classmethod
     def from_dataset(cls, dataset: Dataset) -> Self:
         """Make the catalogue of a data set: every item, user and author that any of its files names.
 

@@ -99,6 +99,10 @@ class Hydrator:
         live = known.live
         if any(cities):
             live = self._with_current_city(live, cities)
+        for column in (history.rows, history.weights, history.timestamps, excluded.rows, triggers.rows):
+            column.flags.writeable = (
+                False  # as a mapped snapshot's: one compiled form of each kernel serves both
+            )
         batch = QueryBatch(
             user_ids=user_ids,
             users=users,

@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
+from recall.v1 import ingest_pb2 as pb
 
 from engine.config import Config
 from engine.core import exposure
 from engine.core.types import AnyArray, Int32Array
-from engine.data.ids import IdIndex
+from engine.data.catalogue import Catalogue
+from engine.data.changes import ItemChanges
+from engine.data.ids import IdIndex, IdKind
 from engine.data.live import LiveCatalogue, LiveIds
 from engine.online.encode import ResponseEncoder
 from engine.online.hydrate import Hydrator
@@ -52,6 +55,7 @@ def rehearse(config: Config, replica: Replica, state: State) -> None:
     new.rows(new.ids(new.add(_as_new(catalogue.items.ids(some)))))
     new.rows_of_keys(new.keys(some))
     replica.update(some)
+    _take_in_items(catalogue.id_type)
     users = state.live_users(catalogue, _history(len(catalogue.users)), _made_up(config, catalogue, state))
     hydrator = Hydrator(catalogue.items, catalogue.users, users, catalogue.authors)
     known = catalogue.users.ids(some).tolist()[0]
@@ -77,6 +81,30 @@ def rehearse(config: Config, replica: Replica, state: State) -> None:
                     encoder.response(q, f"rehearsal of {name}", True)
             if run.batch.live.exposure is not None:
                 run.batch.live.exposure.measure(1)
+
+
+def _take_in_items(kind: IdKind) -> None:
+    """Take one item that has everything into a catalogue of nothing, as the tail of the live log does."""
+    item = pb.Item(
+        published_at=1_600_000_000,
+        title="a title",
+        tags=["a", "b"],
+        city="a city",
+        latitude=1.0,
+        longitude=1.0,
+        quality=0.5,
+        duration_seconds=1.0,
+    )
+    id_ = {"item_id": 1} if kind == "int64" else {"item_key": "1"}
+    if kind == "int64":
+        item.author_id = 1
+    else:
+        item.author_key = "1"
+    put = pb.ItemChange(updated_at_ms=1, put=item, **id_)
+    down = pb.ItemChange(updated_at_ms=2, take_down=True, **id_)
+    catalogue = LiveCatalogue.of(Catalogue.of_nothing(kind))
+    for change in (put, down):
+        catalogue.apply(ItemChanges.parse([change.SerializeToString()], kind))
 
 
 def _as_new(ids: AnyArray) -> AnyArray:
