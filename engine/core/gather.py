@@ -46,10 +46,17 @@ def gather_top_k(
     triggers = np.empty(room, np.int32)
     offsets = np.empty(k.size + 1, np.int64)
     total = _gather(
-        trigger_offsets, trigger_rows, trigger_weights, indptr, neighbours, similarities, last_n, width, k, rows,
+        trigger_offsets, _frozen(trigger_rows), _frozen(trigger_weights), indptr, neighbours, similarities, last_n, width, k, rows,
         scores, triggers, offsets,
     )  # fmt: skip
     return CandidateBatch(rows[:total], scores[:total], triggers[:total], offsets)
+
+
+def _frozen(array: AnyArray) -> AnyArray:
+    """A read-only view, as a mapped snapshot's arrays are: each form of the kernel takes seconds to compile."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 @njit(nogil=True, cache=True)
