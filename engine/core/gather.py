@@ -46,8 +46,8 @@ def gather_top_k(
     triggers = np.empty(room, np.int32)
     offsets = np.empty(k.size + 1, np.int64)
     total = _gather(
-        trigger_offsets, _frozen(trigger_rows), _frozen(trigger_weights), indptr, neighbours, similarities, last_n, width, k, rows,
-        scores, triggers, offsets,
+        trigger_offsets, _frozen(trigger_rows), _frozen(trigger_weights), indptr, neighbours, similarities, last_n,
+        width, k, rows, scores, triggers, offsets,
     )  # fmt: skip
     return CandidateBatch(rows[:total], scores[:total], triggers[:total], offsets)
 
