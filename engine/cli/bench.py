@@ -233,6 +233,33 @@ def bench_exposure(
     _show_where(report)
 
 
+@app.command("state")
+def bench_state(
+    users: Annotated[int, typer.Option(min=1, max=2000, help="Users in the store.")] = 200,
+    batch: Annotated[int, typer.Option(min=1, max=1024, help="Users per read.")] = 8,
+    repetitions: Annotated[int, typer.Option(min=1, help="How often the reads are timed.")] = 7,
+    reads: Annotated[int, typer.Option(min=1, help="Reads per repetition.")] = 200,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time what reading the users of a batch costs: 200 actions, 2,000 exposures and more of each, decoding included."""
+    import tempfile
+
+    from engine.bench.state import bench_state
+
+    if batch > users:
+        raise ConfigError(f"a batch of {batch} needs as many users, there are {users}", "--batch")
+    options = configured(config, None)
+    with console.BuildProgress() as progress, tempfile.TemporaryDirectory(prefix="recall-state-") as folder:
+        report = bench_state(options, Path(folder), users, batch, progress, repetitions, reads)
+    if as_json:
+        print_json(report)
+        return
+    _show_spreads(report, ["read_us", "wall_us"])
+    console.output().print(f"{report['bytes_per_user']:,.0f} bytes of the store's memory per user")
+    _show_where(report)
+
+
 @app.command("live")
 def bench_live(
     rate: Annotated[float, typer.Option(min=1, max=10_000, help="Items published a second.")] = 200.0,
