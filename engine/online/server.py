@@ -110,8 +110,6 @@ class Server:
         self._batcher = Batcher(self._replica, settings.max_batch, settings.max_queue, self._observe)
         handlers = [RecallService(self._config, self._batcher).handlers()]
         if self._state is not None:
-            from engine.online.ingest import IngestService
-
             kind = self._replica.catalogue.id_type
             self._ingest = IngestService(self._config, kind, self._state.users, self._state.log, self.metrics)
             self._recalls = Recalls(self._state.users, self.metrics)

@@ -436,6 +436,18 @@ def test_bench_pipeline_times_a_made_up_world_and_keeps_it(recall: Recall, cache
     assert list((cache / "worlds").iterdir())
 
 
+def test_bench_state_times_the_read_of_users_who_did_a_lot(recall: Recall) -> None:
+    sizes = ["--users", 6, "--batch", 3, "--repetitions", 2, "--reads", 3]
+    code, out, err = recall("bench", "state", *sizes, "--json")
+    assert code == 0, err
+    found = one_object(out)
+    assert found.keys() >= CIRCUMSTANCES
+    assert 0 < found["read_us_min"] <= found["read_us"] <= found["read_us_max"]
+    assert found["wall_us"] > 0
+    assert found["bytes_per_user"] > 5_000
+    refused(recall("bench", "state", "--users", 2), "--batch: a batch of 8 needs as many users, there are 2")
+
+
 def test_bench_exposure_times_the_check_and_counts_false_positives(recall: Recall) -> None:
     sizes = ["--items", 1000, "--candidates", 50, "--repetitions", 2, "--checks", 3, "--trials", 1]
     code, out, err = recall("bench", "exposure", *sizes, "--json")
