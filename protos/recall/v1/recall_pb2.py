@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16recall/v1/recall.proto\x12\trecall.v1\"\xad\x03\n\rRecallRequest\x12\x11\n\x07user_id\x18\x01 \x01(\x03H\x00\x12\x12\n\x08user_key\x18\x02 \x01(\tH\x00\x12\r\n\x05scene\x18\x03 \x01(\t\x12\x12\n\x05limit\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12#\n\x07\x63ontext\x18\x05 \x01(\x0b\x32\x12.recall.v1.Context\x12+\n\x0crecent_items\x18\x06 \x03(\x0b\x32\x15.recall.v1.RecentItem\x12*\n\x0brecent_mode\x18\x07 \x01(\x0e\x32\x15.recall.v1.RecentMode\x12\x18\n\x10\x65xclude_item_ids\x18\x08 \x03(\x03\x12\x19\n\x11\x65xclude_item_keys\x18\t \x03(\t\x12\x35\n\x11\x63hannel_overrides\x18\n \x03(\x0b\x32\x1a.recall.v1.ChannelOverride\x12\r\n\x05\x64\x65\x62ug\x18\x0b \x01(\x08\x12\x12\n\nrequest_id\x18\x0c \x01(\t\x12\x18\n\x10trigger_item_ids\x18\r \x03(\x03\x12\x19\n\x11trigger_item_keys\x18\x0e \x03(\tB\x06\n\x04userB\x08\n\x06_limit\"\xb9\x01\n\x07\x43ontext\x12%\n\x08location\x18\x01 \x01(\x0b\x32\x13.recall.v1.Location\x12\x0c\n\x04\x63ity\x18\x02 \x01(\t\x12\x11\n\x04time\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12.\n\x06\x64\x65vice\x18\x04 \x03(\x0b\x32\x1e.recall.v1.Context.DeviceEntry\x1a-\n\x0b\x44\x65viceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_time\"/\n\x08Location\x12\x10\n\x08latitude\x18\x01 \x01(\x01\x12\x11\n\tlongitude\x18\x02 \x01(\x01\"p\n\nRecentItem\x12\x11\n\x07item_id\x18\x01 \x01(\x03H\x00\x12\x12\n\x08item_key\x18\x02 \x01(\tH\x00\x12\r\n\x05\x65vent\x18\x03 \x01(\t\x12\x16\n\ttimestamp\x18\x04 \x01(\x03H\x01\x88\x01\x01\x42\x06\n\x04itemB\x0c\n\n_timestamp\"M\n\x0f\x43hannelOverride\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x12\n\x05quota\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x0b\n\x03off\x18\x03 \x01(\x08\x42\x08\n\x06_quota\"\x85\x03\n\x0eRecallResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12(\n\ncandidates\x18\x02 \x03(\x0b\x32\x14.recall.v1.Candidate\x12*\n\x08\x63hannels\x18\x03 \x03(\x0b\x32\x18.recall.v1.ChannelReport\x12(\n\x07\x66ilters\x18\x04 \x03(\x0b\x32\x17.recall.v1.FilterReport\x12\x0f\n\x07release\x18\x05 \x01(\t\x12;\n\tsnapshots\x18\x06 \x03(\x0b\x32(.recall.v1.RecallResponse.SnapshotsEntry\x12&\n\x07unknown\x18\x07 \x01(\x0b\x32\x15.recall.v1.UnknownIds\x12#\n\x05\x64\x65\x62ug\x18\x08 \x01(\x0b\x32\x14.recall.v1.DebugInfo\x12\x12\n\nlog_offset\x18\t \x01(\t\x1a\x30\n\x0eSnapshotsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"q\n\tCandidate\x12\x11\n\x07item_id\x18\x01 \x01(\x03H\x00\x12\x12\n\x08item_key\x18\x02 \x01(\tH\x00\x12\r\n\x05score\x18\x03 \x01(\x02\x12&\n\tproposals\x18\x04 \x03(\x0b\x32\x13.recall.v1.ProposalB\x06\n\x04item\"p\n\x08Proposal\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x14\n\ntrigger_id\x18\x04 \x01(\x03H\x00\x12\x15\n\x0btrigger_key\x18\x05 \x01(\tH\x00\x42\t\n\x07trigger\"\xd1\x01\n\rChannelReport\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12(\n\x06status\x18\x02 \x01(\x0e\x32\x18.recall.v1.ChannelStatus\x12,\n\x0ctrigger_kind\x18\x03 \x01(\x0e\x32\x16.recall.v1.TriggerKind\x12\x10\n\x08returned\x18\x04 \x01(\r\x12\x10\n\x08\x65ligible\x18\x05 \x01(\r\x12\x0c\n\x04kept\x18\x06 \x01(\r\x12\x14\n\x0cmicroseconds\x18\x07 \x01(\r\x12\x0f\n\x07message\x18\x08 \x01(\t\"X\n\x0c\x46ilterReport\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12\x0f\n\x07removed\x18\x02 \x01(\r\x12\'\n\x06status\x18\x03 \x01(\x0e\x32\x17.recall.v1.FilterStatus\"^\n\nUnknownIds\x12\x0c\n\x04user\x18\x01 \x01(\x08\x12\x14\n\x0crecent_items\x18\x02 \x01(\r\x12\x15\n\rexclude_items\x18\x03 \x01(\r\x12\x15\n\rtrigger_items\x18\x04 \x01(\r\"\xa6\x01\n\tDebugInfo\x12&\n\x06stages\x18\x01 \x03(\x0b\x32\x16.recall.v1.StageTiming\x12\x18\n\x10history_item_ids\x18\x02 \x03(\x03\x12\x19\n\x11history_item_keys\x18\x03 \x03(\t\x12\x12\n\nbatch_size\x18\x04 \x01(\r\x12(\n\x07removed\x18\x05 \x03(\x0b\x32\x17.recall.v1.RemovedItems\"C\n\x0cRemovedItems\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12\x10\n\x08item_ids\x18\x02 \x03(\x03\x12\x11\n\titem_keys\x18\x03 \x03(\t\"2\n\x0bStageTiming\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x14\n\x0cmicroseconds\x18\x02 \x01(\r*;\n\nRecentMode\x12\x13\n\x0fRECENT_MODE_ADD\x10\x00\x12\x18\n\x14RECENT_MODE_OVERRIDE\x10\x01*\xcc\x01\n\rChannelStatus\x12\x1e\n\x1a\x43HANNEL_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43HANNEL_STATUS_OK\x10\x01\x12\x18\n\x14\x43HANNEL_STATUS_EMPTY\x10\x02\x12\x1a\n\x16\x43HANNEL_STATUS_TIMEOUT\x10\x03\x12\x18\n\x14\x43HANNEL_STATUS_ERROR\x10\x04\x12\x1a\n\x16\x43HANNEL_STATUS_SKIPPED\x10\x05\x12\x18\n\x14\x43HANNEL_STATUS_GATED\x10\x06*\xb3\x01\n\x0bTriggerKind\x12\x15\n\x11TRIGGER_KIND_NONE\x10\x00\x12\x15\n\x11TRIGGER_KIND_ITEM\x10\x01\x12\x15\n\x11TRIGGER_KIND_USER\x10\x02\x12\x17\n\x13TRIGGER_KIND_AUTHOR\x10\x03\x12\x18\n\x14TRIGGER_KIND_CLUSTER\x10\x04\x12\x15\n\x11TRIGGER_KIND_PATH\x10\x05\x12\x15\n\x11TRIGGER_KIND_CELL\x10\x06*b\n\x0c\x46ilterStatus\x12\x1d\n\x19\x46ILTER_STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10\x46ILTER_STATUS_OK\x10\x01\x12\x1d\n\x19\x46ILTER_STATUS_UNAVAILABLE\x10\x02\x32N\n\rRecallService\x12=\n\x06Recall\x12\x18.recall.v1.RecallRequest\x1a\x19.recall.v1.RecallResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16recall/v1/recall.proto\x12\trecall.v1\"\xad\x03\n\rRecallRequest\x12\x11\n\x07user_id\x18\x01 \x01(\x03H\x00\x12\x12\n\x08user_key\x18\x02 \x01(\tH\x00\x12\r\n\x05scene\x18\x03 \x01(\t\x12\x12\n\x05limit\x18\x04 \x01(\x05H\x01\x88\x01\x01\x12#\n\x07\x63ontext\x18\x05 \x01(\x0b\x32\x12.recall.v1.Context\x12+\n\x0crecent_items\x18\x06 \x03(\x0b\x32\x15.recall.v1.RecentItem\x12*\n\x0brecent_mode\x18\x07 \x01(\x0e\x32\x15.recall.v1.RecentMode\x12\x18\n\x10\x65xclude_item_ids\x18\x08 \x03(\x03\x12\x19\n\x11\x65xclude_item_keys\x18\t \x03(\t\x12\x35\n\x11\x63hannel_overrides\x18\n \x03(\x0b\x32\x1a.recall.v1.ChannelOverride\x12\r\n\x05\x64\x65\x62ug\x18\x0b \x01(\x08\x12\x12\n\nrequest_id\x18\x0c \x01(\t\x12\x18\n\x10trigger_item_ids\x18\r \x03(\x03\x12\x19\n\x11trigger_item_keys\x18\x0e \x03(\tB\x06\n\x04userB\x08\n\x06_limit\"\xb9\x01\n\x07\x43ontext\x12%\n\x08location\x18\x01 \x01(\x0b\x32\x13.recall.v1.Location\x12\x0c\n\x04\x63ity\x18\x02 \x01(\t\x12\x11\n\x04time\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12.\n\x06\x64\x65vice\x18\x04 \x03(\x0b\x32\x1e.recall.v1.Context.DeviceEntry\x1a-\n\x0b\x44\x65viceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x07\n\x05_time\"/\n\x08Location\x12\x10\n\x08latitude\x18\x01 \x01(\x01\x12\x11\n\tlongitude\x18\x02 \x01(\x01\"p\n\nRecentItem\x12\x11\n\x07item_id\x18\x01 \x01(\x03H\x00\x12\x12\n\x08item_key\x18\x02 \x01(\tH\x00\x12\r\n\x05\x65vent\x18\x03 \x01(\t\x12\x16\n\ttimestamp\x18\x04 \x01(\x03H\x01\x88\x01\x01\x42\x06\n\x04itemB\x0c\n\n_timestamp\"M\n\x0f\x43hannelOverride\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x12\n\x05quota\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x0b\n\x03off\x18\x03 \x01(\x08\x42\x08\n\x06_quota\"\x97\x03\n\x0eRecallResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12(\n\ncandidates\x18\x02 \x03(\x0b\x32\x14.recall.v1.Candidate\x12*\n\x08\x63hannels\x18\x03 \x03(\x0b\x32\x18.recall.v1.ChannelReport\x12(\n\x07\x66ilters\x18\x04 \x03(\x0b\x32\x17.recall.v1.FilterReport\x12\x0f\n\x07release\x18\x05 \x01(\t\x12;\n\tsnapshots\x18\x06 \x03(\x0b\x32(.recall.v1.RecallResponse.SnapshotsEntry\x12&\n\x07unknown\x18\x07 \x01(\x0b\x32\x15.recall.v1.UnknownIds\x12#\n\x05\x64\x65\x62ug\x18\x08 \x01(\x0b\x32\x14.recall.v1.DebugInfo\x12\x12\n\nlog_offset\x18\t \x01(\t\x12\x10\n\x08\x64\x65graded\x18\n \x01(\r\x1a\x30\n\x0eSnapshotsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"q\n\tCandidate\x12\x11\n\x07item_id\x18\x01 \x01(\x03H\x00\x12\x12\n\x08item_key\x18\x02 \x01(\tH\x00\x12\r\n\x05score\x18\x03 \x01(\x02\x12&\n\tproposals\x18\x04 \x03(\x0b\x32\x13.recall.v1.ProposalB\x06\n\x04item\"p\n\x08Proposal\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12\x0c\n\x04rank\x18\x02 \x01(\r\x12\r\n\x05score\x18\x03 \x01(\x02\x12\x14\n\ntrigger_id\x18\x04 \x01(\x03H\x00\x12\x15\n\x0btrigger_key\x18\x05 \x01(\tH\x00\x42\t\n\x07trigger\"\xd1\x01\n\rChannelReport\x12\x0f\n\x07\x63hannel\x18\x01 \x01(\t\x12(\n\x06status\x18\x02 \x01(\x0e\x32\x18.recall.v1.ChannelStatus\x12,\n\x0ctrigger_kind\x18\x03 \x01(\x0e\x32\x16.recall.v1.TriggerKind\x12\x10\n\x08returned\x18\x04 \x01(\r\x12\x10\n\x08\x65ligible\x18\x05 \x01(\r\x12\x0c\n\x04kept\x18\x06 \x01(\r\x12\x14\n\x0cmicroseconds\x18\x07 \x01(\r\x12\x0f\n\x07message\x18\x08 \x01(\t\"X\n\x0c\x46ilterReport\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12\x0f\n\x07removed\x18\x02 \x01(\r\x12\'\n\x06status\x18\x03 \x01(\x0e\x32\x17.recall.v1.FilterStatus\"^\n\nUnknownIds\x12\x0c\n\x04user\x18\x01 \x01(\x08\x12\x14\n\x0crecent_items\x18\x02 \x01(\r\x12\x15\n\rexclude_items\x18\x03 \x01(\r\x12\x15\n\rtrigger_items\x18\x04 \x01(\r\"\xa6\x01\n\tDebugInfo\x12&\n\x06stages\x18\x01 \x03(\x0b\x32\x16.recall.v1.StageTiming\x12\x18\n\x10history_item_ids\x18\x02 \x03(\x03\x12\x19\n\x11history_item_keys\x18\x03 \x03(\t\x12\x12\n\nbatch_size\x18\x04 \x01(\r\x12(\n\x07removed\x18\x05 \x03(\x0b\x32\x17.recall.v1.RemovedItems\"C\n\x0cRemovedItems\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12\x10\n\x08item_ids\x18\x02 \x03(\x03\x12\x11\n\titem_keys\x18\x03 \x03(\t\"2\n\x0bStageTiming\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x14\n\x0cmicroseconds\x18\x02 \x01(\r*;\n\nRecentMode\x12\x13\n\x0fRECENT_MODE_ADD\x10\x00\x12\x18\n\x14RECENT_MODE_OVERRIDE\x10\x01*\xcc\x01\n\rChannelStatus\x12\x1e\n\x1a\x43HANNEL_STATUS_UNSPECIFIED\x10\x00\x12\x15\n\x11\x43HANNEL_STATUS_OK\x10\x01\x12\x18\n\x14\x43HANNEL_STATUS_EMPTY\x10\x02\x12\x1a\n\x16\x43HANNEL_STATUS_TIMEOUT\x10\x03\x12\x18\n\x14\x43HANNEL_STATUS_ERROR\x10\x04\x12\x1a\n\x16\x43HANNEL_STATUS_SKIPPED\x10\x05\x12\x18\n\x14\x43HANNEL_STATUS_GATED\x10\x06*\xb3\x01\n\x0bTriggerKind\x12\x15\n\x11TRIGGER_KIND_NONE\x10\x00\x12\x15\n\x11TRIGGER_KIND_ITEM\x10\x01\x12\x15\n\x11TRIGGER_KIND_USER\x10\x02\x12\x17\n\x13TRIGGER_KIND_AUTHOR\x10\x03\x12\x18\n\x14TRIGGER_KIND_CLUSTER\x10\x04\x12\x15\n\x11TRIGGER_KIND_PATH\x10\x05\x12\x15\n\x11TRIGGER_KIND_CELL\x10\x06*b\n\x0c\x46ilterStatus\x12\x1d\n\x19\x46ILTER_STATUS_UNSPECIFIED\x10\x00\x12\x14\n\x10\x46ILTER_STATUS_OK\x10\x01\x12\x1d\n\x19\x46ILTER_STATUS_UNAVAILABLE\x10\x02\x32N\n\rRecallService\x12=\n\x06Recall\x12\x18.recall.v1.RecallRequest\x1a\x19.recall.v1.RecallResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,14 +35,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CONTEXT_DEVICEENTRY']._serialized_options = b'8\001'
   _globals['_RECALLRESPONSE_SNAPSHOTSENTRY']._loaded_options = None
   _globals['_RECALLRESPONSE_SNAPSHOTSENTRY']._serialized_options = b'8\001'
-  _globals['_RECENTMODE']._serialized_start=2208
-  _globals['_RECENTMODE']._serialized_end=2267
-  _globals['_CHANNELSTATUS']._serialized_start=2270
-  _globals['_CHANNELSTATUS']._serialized_end=2474
-  _globals['_TRIGGERKIND']._serialized_start=2477
-  _globals['_TRIGGERKIND']._serialized_end=2656
-  _globals['_FILTERSTATUS']._serialized_start=2658
-  _globals['_FILTERSTATUS']._serialized_end=2756
+  _globals['_RECENTMODE']._serialized_start=2226
+  _globals['_RECENTMODE']._serialized_end=2285
+  _globals['_CHANNELSTATUS']._serialized_start=2288
+  _globals['_CHANNELSTATUS']._serialized_end=2492
+  _globals['_TRIGGERKIND']._serialized_start=2495
+  _globals['_TRIGGERKIND']._serialized_end=2674
+  _globals['_FILTERSTATUS']._serialized_start=2676
+  _globals['_FILTERSTATUS']._serialized_end=2774
   _globals['_RECALLREQUEST']._serialized_start=38
   _globals['_RECALLREQUEST']._serialized_end=467
   _globals['_CONTEXT']._serialized_start=470
@@ -56,25 +56,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHANNELOVERRIDE']._serialized_start=820
   _globals['_CHANNELOVERRIDE']._serialized_end=897
   _globals['_RECALLRESPONSE']._serialized_start=900
-  _globals['_RECALLRESPONSE']._serialized_end=1289
-  _globals['_RECALLRESPONSE_SNAPSHOTSENTRY']._serialized_start=1241
-  _globals['_RECALLRESPONSE_SNAPSHOTSENTRY']._serialized_end=1289
-  _globals['_CANDIDATE']._serialized_start=1291
-  _globals['_CANDIDATE']._serialized_end=1404
-  _globals['_PROPOSAL']._serialized_start=1406
-  _globals['_PROPOSAL']._serialized_end=1518
-  _globals['_CHANNELREPORT']._serialized_start=1521
-  _globals['_CHANNELREPORT']._serialized_end=1730
-  _globals['_FILTERREPORT']._serialized_start=1732
-  _globals['_FILTERREPORT']._serialized_end=1820
-  _globals['_UNKNOWNIDS']._serialized_start=1822
-  _globals['_UNKNOWNIDS']._serialized_end=1916
-  _globals['_DEBUGINFO']._serialized_start=1919
-  _globals['_DEBUGINFO']._serialized_end=2085
-  _globals['_REMOVEDITEMS']._serialized_start=2087
-  _globals['_REMOVEDITEMS']._serialized_end=2154
-  _globals['_STAGETIMING']._serialized_start=2156
-  _globals['_STAGETIMING']._serialized_end=2206
-  _globals['_RECALLSERVICE']._serialized_start=2758
-  _globals['_RECALLSERVICE']._serialized_end=2836
+  _globals['_RECALLRESPONSE']._serialized_end=1307
+  _globals['_RECALLRESPONSE_SNAPSHOTSENTRY']._serialized_start=1259
+  _globals['_RECALLRESPONSE_SNAPSHOTSENTRY']._serialized_end=1307
+  _globals['_CANDIDATE']._serialized_start=1309
+  _globals['_CANDIDATE']._serialized_end=1422
+  _globals['_PROPOSAL']._serialized_start=1424
+  _globals['_PROPOSAL']._serialized_end=1536
+  _globals['_CHANNELREPORT']._serialized_start=1539
+  _globals['_CHANNELREPORT']._serialized_end=1748
+  _globals['_FILTERREPORT']._serialized_start=1750
+  _globals['_FILTERREPORT']._serialized_end=1838
+  _globals['_UNKNOWNIDS']._serialized_start=1840
+  _globals['_UNKNOWNIDS']._serialized_end=1934
+  _globals['_DEBUGINFO']._serialized_start=1937
+  _globals['_DEBUGINFO']._serialized_end=2103
+  _globals['_REMOVEDITEMS']._serialized_start=2105
+  _globals['_REMOVEDITEMS']._serialized_end=2172
+  _globals['_STAGETIMING']._serialized_start=2174
+  _globals['_STAGETIMING']._serialized_end=2224
+  _globals['_RECALLSERVICE']._serialized_start=2776
+  _globals['_RECALLSERVICE']._serialized_end=2854
 # @@protoc_insertion_point(module_scope)

@@ -139,7 +139,7 @@ class ChannelOverride(_message.Message):
     def __init__(self, channel: _Optional[str] = ..., quota: _Optional[int] = ..., off: bool = ...) -> None: ...
 
 class RecallResponse(_message.Message):
-    __slots__ = ("request_id", "candidates", "channels", "filters", "release", "snapshots", "unknown", "debug", "log_offset")
+    __slots__ = ("request_id", "candidates", "channels", "filters", "release", "snapshots", "unknown", "debug", "log_offset", "degraded")
     class SnapshotsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +156,7 @@ class RecallResponse(_message.Message):
     UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     DEBUG_FIELD_NUMBER: _ClassVar[int]
     LOG_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
     channels: _containers.RepeatedCompositeFieldContainer[ChannelReport]
@@ -165,7 +166,8 @@ class RecallResponse(_message.Message):
     unknown: UnknownIds
     debug: DebugInfo
     log_offset: str
-    def __init__(self, request_id: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., channels: _Optional[_Iterable[_Union[ChannelReport, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[FilterReport, _Mapping]]] = ..., release: _Optional[str] = ..., snapshots: _Optional[_Mapping[str, str]] = ..., unknown: _Optional[_Union[UnknownIds, _Mapping]] = ..., debug: _Optional[_Union[DebugInfo, _Mapping]] = ..., log_offset: _Optional[str] = ...) -> None: ...
+    degraded: int
+    def __init__(self, request_id: _Optional[str] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., channels: _Optional[_Iterable[_Union[ChannelReport, _Mapping]]] = ..., filters: _Optional[_Iterable[_Union[FilterReport, _Mapping]]] = ..., release: _Optional[str] = ..., snapshots: _Optional[_Mapping[str, str]] = ..., unknown: _Optional[_Union[UnknownIds, _Mapping]] = ..., debug: _Optional[_Union[DebugInfo, _Mapping]] = ..., log_offset: _Optional[str] = ..., degraded: _Optional[int] = ...) -> None: ...
 
 class Candidate(_message.Message):
     __slots__ = ("item_id", "item_key", "score", "proposals")
