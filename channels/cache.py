@@ -47,6 +47,7 @@ class Cache(Channel):
     """
 
     Config = CacheOptions
+    inline = True
     counts_recalls = True
 
     def __init__(self, config: CacheOptions, counts: Int32Array) -> None:

@@ -40,6 +40,7 @@ class AuthorPosts(Channel):
     """What the author channels share: a posting list per author, kept up to date; the trigger is the author."""
 
     Config = AuthorOptions
+    inline = True
     trigger_kind = TriggerKind.AUTHOR
 
     def __init__(self, config: Any, posts: PostingLists, columns: ItemColumns) -> None:

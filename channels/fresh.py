@@ -33,6 +33,7 @@ class Fresh(Channel):
     """
 
     Config = FreshOptions
+    inline = True
 
     def __init__(self, config: FreshOptions, posts: PostingLists, columns: ItemColumns) -> None:
         super().__init__(config)

@@ -6,6 +6,7 @@ personal in it, which is why the quality of the posts matters. Cells and their n
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Annotated, Any, Self
@@ -28,6 +29,9 @@ from engine.core.postings import (
 )
 from engine.core.query import QueryBatch
 from engine.core.types import AnyArray, Int32Array, Int64Array
+
+# It logs as errors what it raises, too; that there is no cell beyond the pole is none.
+logging.getLogger("pygeohash").setLevel(logging.CRITICAL)
 
 ALPHABET = "0123456789bcdefghjkmnpqrstuvwxyz"
 """GeoHash's digits; each stands for 5 bits."""
@@ -53,6 +57,7 @@ class Geo(Channel):
     """Recalls what is near; the trigger is the cell, as a number of 5 bits a letter. No location, no candidates."""
 
     Config = GeoOptions
+    inline = True
     trigger_kind = TriggerKind.CELL
 
     def __init__(self, config: GeoOptions, posts: PostingLists, columns: ItemColumns) -> None:

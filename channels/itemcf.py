@@ -78,6 +78,7 @@ class ItemCF(Channel):
     """Recalls the neighbours of what the user liked most recently; scores of an item reached twice add up."""
 
     Config = ItemCFOptions
+    inline = True
     trigger_kind = TriggerKind.ITEM
 
     def __init__(self, config: ItemCFOptions, lists: NeighbourLists) -> None:

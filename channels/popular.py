@@ -51,6 +51,7 @@ class Popular(Channel):
     """
 
     Config = PopularOptions
+    inline = True
 
     def __init__(self, config: PopularOptions, arrays: dict[str, AnyArray], columns: ItemColumns) -> None:
         super().__init__(config)

@@ -39,6 +39,7 @@ class SameCity(Channel):
     """Recalls from the first city of `LiveState.cities`, and at a lower weight from the others."""
 
     Config = SameCityOptions
+    inline = True
 
     def __init__(self, config: SameCityOptions, posts: PostingLists, columns: ItemColumns) -> None:
         super().__init__(config)

@@ -90,6 +90,7 @@ class Swing(Channel):
     """Recalls the Swing neighbours of what the user liked most recently; scores of an item reached twice add up."""
 
     Config = SwingOptions
+    inline = True
     trigger_kind = TriggerKind.ITEM
 
     def __init__(self, config: SwingOptions, lists: NeighbourLists) -> None:
@@ -236,7 +237,7 @@ def _swing(  # type: ignore[no-untyped-def]
     cell = np.empty(1, np.float32)
     bits = cell.view(np.uint32)
     zero = np.float32(0)
-    written = 0
+    written = np.int64(0)  # a literal would have `drain` compiled twice
     for i in range(begin, end):
         first = item_indptr[i]
         m = item_indptr[i + 1] - first
@@ -281,7 +282,7 @@ def _swing(  # type: ignore[no-untyped-def]
                 one = np.uint64(local[x])
                 for y in range(x + np.uint64(1), stop):
                     overlap[one, np.uint64(local[y])] += np.uint16(1)
-        size = 0
+        size = np.int64(0)
         worst = np.uint64(0)
         for at in range(found):
             j = touched[at]

@@ -65,6 +65,7 @@ class UserCF(Channel):
     """Recalls what similar users liked most recently; the trigger is the user who gave most."""
 
     Config = UserCFOptions
+    inline = True
     trigger_kind = TriggerKind.USER
 
     def __init__(

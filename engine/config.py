@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,15 @@ class ServerConfig(Options):
     port: int = Field(default=50051, ge=0, le=65535)
     """Port to listen on; 0 takes a free one."""
 
+    workers: int = Field(default=1, ge=1, le=256)
+    """Worker processes on the port."""
+
+    reload_seconds: float = Field(default=2.0, ge=0)
+    """How often the servers look whether another release is in service; 0: never."""
+
+    max_connection_age_seconds: float = Field(default=0.0, ge=0)
+    """A connection is closed after about so long, calls under way excepted, and the client opens another; 0: never."""
+
     max_batch: int = Field(default=16, ge=1, le=1024)
     """Requests that may go down the pipeline together."""
 
@@ -51,11 +61,130 @@ class ServerConfig(Options):
     reserve_ms: float = Field(default=2.0, ge=0)
     """Part of a request's deadline kept for merging and encoding: no channel starts inside it."""
 
+    channel_deadline_ms: float = Field(default=50.0, gt=0)
+    """How long a batch waits for a channel that runs beside the compute, where the channel's table does not say."""
+
     drain_seconds: float = Field(default=10.0, ge=0)
     """After SIGTERM: how long requests in flight may take."""
 
     metrics_port: int = Field(default=0, ge=0, le=65535)
     """Port of the HTTP server that Prometheus collects metrics from; 0 is none."""
+
+    metrics_host: str = "127.0.0.1"
+    """Address that the metrics are served on."""
+
+    insecure: bool = False
+    """Whether an address that others can reach may be listened on without TLS."""
+
+
+Caller = Annotated[str, Field(pattern=r"^(\*|token:[A-Za-z0-9][A-Za-z0-9._-]{0,63}|certificate:.{1,256})$")]
+"""An entry of an allow-list."""
+
+
+class AllowConfig(Options):
+    """Who may call what: `token:NAME`, `certificate:NAME`, or `*` for every caller that is known."""
+
+    recall: tuple[Caller, ...] = ("*",)
+    """RecallService."""
+
+    ingest: tuple[Caller, ...] = ("*",)
+    """IngestService."""
+
+    admin: tuple[Caller, ...] = ("*",)
+    """Everything else but health, which is open: reflection."""
+
+
+class SecurityConfig(Options):
+    """Encryption, who may call what, and limits of connections."""
+
+    certificate: str = ""
+    """PEM file of the server's certificate and the chain behind it; empty: no TLS."""
+
+    key: str = ""
+    """PEM file of its private key."""
+
+    client_ca: str = ""
+    """PEM file of the authorities; set, every client must present a certificate that one of them signed."""
+
+    tokens: str = ""
+    """File with a line `NAME:SHA256` per token; RECALL_TOKENS in the environment has more. None: nobody is asked."""
+
+    max_message_bytes: int = Field(default=4_194_304, ge=1024, le=1_073_741_824)
+    """The largest request, and the largest message of a stream."""
+
+    max_connections: int = Field(default=1000, ge=1, le=1_000_000)
+    """Connections; further ones are closed at once."""
+
+    max_streams: int = Field(default=1000, ge=1, le=1_000_000)
+    """Calls under way on one connection; further ones wait at the client."""
+
+    max_header_bytes: int = Field(default=8192, ge=1024, le=1_048_576)
+    """Metadata of a call."""
+
+    handshake_seconds: float = Field(default=10.0, gt=0, le=3600)
+    """How long a new connection may take until HTTP/2 is spoken, TLS included."""
+
+    idle_seconds: float = Field(default=900.0, gt=0, le=86_400)
+    """A connection without a call is closed after so long; clients open another by themselves."""
+
+    stream_idle_seconds: float = Field(default=300.0, gt=0, le=86_400)
+    """A ReportStream on which nothing came for so long is ended; clients of this project open another by themselves."""
+
+    allow: AllowConfig = AllowConfig()
+
+
+class BreakerConfig(Options):
+    """The circuit breaker that every channel has."""
+
+    failures: float = Field(default=5.0, gt=0, le=1000)
+    """Batches that must have failed before the circuit opens; one that failed for a part of its requests is a part."""
+
+    rate: float = Field(default=0.5, gt=0, le=1)
+    """Share of the batches, since the first that failed, that must have failed."""
+
+    calls: int = Field(default=20, ge=1, le=1000)
+    """Newest batches that are looked at; at least `failures`."""
+
+    window_seconds: float = Field(default=30.0, gt=0)
+    """Batches older than this are forgotten."""
+
+    open_seconds: float = Field(default=1.0, gt=0)
+    """How long the circuit stays open before one batch tries the channel again; doubled each time that it fails."""
+
+    most_seconds: float = Field(default=60.0, gt=0)
+    """The longest that it stays open."""
+
+    jitter: float = Field(default=0.2, ge=0, lt=1)
+    """Each of these times is drawn from this share below to this share above."""
+
+
+class OverloadConfig(Options):
+    """How many requests are taken in, and when one more is refused."""
+
+    target_ms: float = Field(default=10.0, gt=0)
+    """How long a request may wait for its turn: the limit falls while requests wait longer, else it rises."""
+
+    smoothing: float = Field(default=0.2, gt=0, le=1)
+    """Share of the way to a new limit that is gone with each batch."""
+
+    backlog: int = Field(default=128, ge=1, le=100_000)
+    """Calls that gRPC holds while the limit is reached; from half of it on it refuses some by chance, beyond it all."""
+
+
+class TelemetryConfig(Options):
+    """What is told of single requests, and of whom impressions are credited."""
+
+    request_log: float = Field(default=0.0, ge=0, le=1)
+    """Share of the requests that get a line in the log."""
+
+    slow_ms: float = Field(default=0.0, ge=0)
+    """Requests that take as long get a line too; 0 is none."""
+
+    traces: str = Field(default="", pattern=r"^(https?://.+)?$")
+    """OTLP/HTTP endpoint that gets the spans of requests whose caller samples them; empty is none."""
+
+    impressions: float = Field(default=0.01, ge=0, le=1)
+    """Share of the users whose exposures are credited to the channels that recalled the items; 0 is none."""
 
 
 class HistoryConfig(Options):
@@ -95,8 +224,11 @@ class ExposureConfig(Options):
 class StateConfig(Options):
     """The state store: what users did and were shown, and the live log of items."""
 
-    url: str = ""
+    url: str = Field(default="", repr=False)
     """`redis://`, `rediss://` (TLS), `redis+cluster://`, `unix://`; empty: a Valkey of its own; `none`: no live state."""
+
+    password_file: str = ""
+    """File whose first line is the store's password; it stands in for one in the URL."""
 
     durability: Literal["everysec", "always"] = "everysec"
     """When the embedded store brings its log to the disk; with `always` an acknowledgement waits for it."""
@@ -134,6 +266,20 @@ def _merge_mode(value: Any) -> Any:
     raise ValueError(f"expected one of {', '.join(mode.name.lower() for mode in MergeMode)}")
 
 
+class DegradeStep(Options):
+    """One step of giving less under load."""
+
+    at: float = Field(gt=0, le=1)
+    """The step holds while the load is this or more: the share in use of the limit on requests in flight, or of the
+    compute thread's time, whichever is more."""
+
+    limit: float = Field(default=1.0, gt=0, le=1)
+    """Factor on the number of candidates."""
+
+    without: tuple[Name, ...] = ()
+    """Channels that are not asked: GATED, with the message "degraded"."""
+
+
 class SceneConfig(Options):
     """A scene: which channels answer, how their candidates are merged and what is filtered."""
 
@@ -163,14 +309,21 @@ class SceneConfig(Options):
     fallback: tuple[Name, ...] = ("popular", "fresh")
     """Channels asked only where the others leave the answer short, in this order."""
 
+    degrade: tuple[DegradeStep, ...] = ()
+    """Steps of giving less under load, before requests are refused; each holds instead of those before it."""
+
 
 class Config(Options):
     """The whole configuration, with each component's options already typed."""
 
     store: StoreConfig = StoreConfig()
     server: ServerConfig = ServerConfig()
+    security: SecurityConfig = SecurityConfig()
+    overload: OverloadConfig = OverloadConfig()
+    breaker: BreakerConfig = BreakerConfig()
     history: HistoryConfig = HistoryConfig()
     state: StateConfig = StateConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
     interest: dict[str, Annotated[float, Field(ge=0, le=1e6)]]
     """Points per event kind; an event of no or 0 points says nothing about interest."""
 
@@ -190,6 +343,13 @@ class Config(Options):
 
     channel_snapshots: dict[str, str] = Field(default={})
     """Channel name -> the channel whose snapshot it loads, where that is another; filled from `snapshot`."""
+
+    channel_deadlines: dict[str, Annotated[float, Field(gt=0)]] = Field(default={})
+    """Channel name -> milliseconds; filled from `deadline_ms`."""
+
+    def deadline_of(self, name: str) -> float:
+        """Return how long a batch waits for a channel that runs beside the compute, in milliseconds."""
+        return self.channel_deadlines.get(name, self.server.channel_deadline_ms)
 
     def snapshot_of(self, name: str) -> str:
         """Return the name of the channel whose snapshot a channel loads: its own, unless it says `snapshot`."""
@@ -223,7 +383,21 @@ class Config(Options):
 RESERVED = ("catalogue", "history", "releases", "current", "state")
 """Names that a channel cannot have: the store uses them."""
 
-SECTIONS = ("store", "server", "history", "state", "interest", "min_rating", "channels", "filters", "scenes")
+SECTIONS = (
+    "store",
+    "server",
+    "security",
+    "overload",
+    "breaker",
+    "history",
+    "state",
+    "telemetry",
+    "interest",
+    "min_rating",
+    "channels",
+    "filters",
+    "scenes",
+)
 
 
 def default_config_path() -> Path:
@@ -281,6 +455,7 @@ def parse_config(raw: dict[str, Any], lenient: bool = False) -> Config:
                 raise ConfigError("expected a table", f"{section}.{name}")
     types: dict[str, str] = {}
     lenders: dict[str, str] = {}
+    deadlines: dict[str, float] = {}
     channels: dict[str, Options] = {}
     for name, values in raw.get("channels", {}).items():
         values = dict(values)
@@ -293,6 +468,8 @@ def parse_config(raw: dict[str, Any], lenient: bool = False) -> Config:
             raise ConfigError(str(error), f"channels.{name}") from error
         if "snapshot" in values:
             lenders[name] = values.pop("snapshot")
+        if "deadline_ms" in values:
+            deadlines[name] = _deadline(values.pop("deadline_ms"), loaded, f"channels.{name}.deadline_ms")
         types[name] = kind
         channels[name] = _typed(loaded.Config, values, f"channels.{name}")
     for name, lender in lenders.items():
@@ -310,12 +487,23 @@ def parse_config(raw: dict[str, Any], lenient: bool = False) -> Config:
         "filters": filters,
         "channel_types": types,
         "channel_snapshots": lenders,
+        "channel_deadlines": deadlines,
     }
     config: Config = _typed(Config, raw, "")
     errors = [problem for problem in cross_check(config) if problem.severity == "error"]
     if errors and not lenient:
         raise ConfigError(errors[0].text, errors[0].field)
     return config
+
+
+def _deadline(value: Any, kind: type[Channel], field: str) -> float:
+    """Refuse a `deadline_ms` that is no time, or that would have no effect."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ConfigError(f"expected milliseconds above 0, got {value!r}", field)
+    if kind.inline:
+        text = "the channel runs on the compute thread, where nothing stops it; only others have a deadline"
+        raise ConfigError(text, field)
+    return float(value)
 
 
 def _check_lender(name: str, lender: Any, types: dict[str, str], lenders: dict[str, str]) -> None:
@@ -357,15 +545,23 @@ def _typed(model: type[Any], values: dict[str, Any], field: str) -> Any:
     try:
         return model.model_validate(values)
     except ValidationError as error:
+        # Errors are raised without their cause: pydantic's own text quotes what it got, and that may be a URL with a
+        # password.
         first = error.errors()[0]
         path = ".".join([*([field] if field else []), *(str(part) for part in first["loc"])])
         if first["type"] == "extra_forbidden":
             raise ConfigError(
                 f"unknown key; known: {', '.join(_known_keys(model, first['loc'][:-1]))}", path
-            ) from error
+            ) from None
         raise ConfigError(
-            f"{first['msg'].removeprefix('Value error, ')} (got {first['input']!r})", path
-        ) from error
+            f"{first['msg'].removeprefix('Value error, ')} (got {_without_password(repr(first['input']))})",
+            path,
+        ) from None
+
+
+def _without_password(text: str) -> str:
+    """Return a text without the user and password of any URL in it."""
+    return re.sub(r"://\S*@", "://***@", text)
 
 
 def _known_keys(model: type[Any], path: tuple[int | str, ...]) -> list[str]:
@@ -398,6 +594,9 @@ def cross_check(config: Config) -> Iterator[Finding]:
         yield Finding(
             severity="error", field="interest", text="no event kind has points, so nobody likes anything"
         )
+    if config.breaker.failures > config.breaker.calls:
+        text = f"expected at most breaker.calls, {config.breaker.calls}, got {config.breaker.failures:g}"
+        yield Finding(severity="error", field="breaker.failures", text=text)
     exposure = config.state.exposure
     if exposure.planned * exposure.bits > LARGEST_LINK:
         text = f"{exposure.planned} exposures of {exposure.bits} bits are above {LARGEST_LINK:,} bits in all"
@@ -435,6 +634,17 @@ def cross_check(config: Config) -> Iterator[Finding]:
         for label, names in (("fallback", scene.fallback), ("filters", scene.filters)):
             if len(set(names)) != len(names):
                 yield Finding(severity="error", field=f"{at}.{label}", text="names one component twice")
+        for n, step in enumerate(scene.degrade):
+            for name in step.without:
+                if name not in scene.quotas and name not in scene.fallback:
+                    text = f"{name!r} is no channel of the scene"
+                    yield Finding(severity="error", field=f"{at}.degrade.{n}.without", text=text)
+            if not set(scene.quotas) - set(step.without):
+                text = "leaves no channel but the fallback"
+                yield Finding(severity="warning", field=f"{at}.degrade.{n}.without", text=text)
+            if n and step.at <= scene.degrade[n - 1].at:
+                text = f"expected more than the {scene.degrade[n - 1].at:g} of the step before"
+                yield Finding(severity="error", field=f"{at}.degrade.{n}.at", text=text)
         if scene.limit > config.server.max_limit:
             text = f"{scene.limit} is above server.max_limit, {config.server.max_limit}"
             yield Finding(severity="error", field=f"{at}.limit", text=text)

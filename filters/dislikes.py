@@ -147,9 +147,9 @@ def _not_disliked(  # type: ignore[no-untyped-def]
         t0, t1 = tags_offsets[q], tags_offsets[q + 1]
         if i0 == i1 and a0 == a1 and t0 == t1:
             continue
-        _mark(item_marks, items_disliked, i0, i1, 1)
-        _mark(author_marks, authors_disliked, a0, a1, 1)
-        _mark(tag_marks, tags_disliked, t0, t1, 1)
+        _mark(item_marks, items_disliked, i0, i1, np.uint8(1))
+        _mark(author_marks, authors_disliked, a0, a1, np.uint8(1))
+        _mark(tag_marks, tags_disliked, t0, t1, np.uint8(1))
         for s in range(q, segments.size - 1, queries):
             # The columns first, which lie all over the catalogue: no branch waits for them, so the reads overlap.
             for p in range(segments[s], segments[s + 1]):
@@ -169,9 +169,9 @@ def _not_disliked(  # type: ignore[no-untyped-def]
                 for t in range(tags[p, 0], tags[p, 1]):
                     disliked |= _among(tags_disliked, t0, t1, tag_codes[t])
                 keep[p] = not disliked
-        _mark(item_marks, items_disliked, i0, i1, 0)
-        _mark(author_marks, authors_disliked, a0, a1, 0)
-        _mark(tag_marks, tags_disliked, t0, t1, 0)
+        _mark(item_marks, items_disliked, i0, i1, np.uint8(0))
+        _mark(author_marks, authors_disliked, a0, a1, np.uint8(0))
+        _mark(tag_marks, tags_disliked, t0, t1, np.uint8(0))
 
 
 def not_disliked_reference(candidates: FanOut, live: LiveState, columns: ItemColumns) -> BoolArray:

@@ -42,9 +42,11 @@ def built(folder: Path, data: Path | None = None) -> Config:
 class ServerProcess:
     """`recall serve` in a process of its own, on a port that stays the same when it is started again."""
 
-    def __init__(self, folder: Path, config_file: Path, port: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, config_file: Path, port: int | None = None, workers: int | None = None
+    ) -> None:
         self.target = f"127.0.0.1:{port or free_port()}"
-        self._folder, self._config = folder, config_file
+        self._folder, self._config, self._workers = folder, config_file, workers
         self._log = folder / f"server-{self.target.rpartition(':')[2]}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -53,10 +55,42 @@ class ServerProcess:
         began = time.monotonic()
         command = [sys.executable, "-m", "engine", "serve", "--config", str(self._config)]
         command += ["--store", str(self._folder), "--port", self.target.rpartition(":")[2]]
+        if self._workers is not None:
+            command += ["--workers", str(self._workers)]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
         self.wait_until_serving()
         return time.monotonic() - began
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's process."""
+        return 0 if self._process is None else self._process.pid
+
+    def worker_pids(self) -> list[int]:
+        """Return the processes of the workers that there are now."""
+        found = subprocess.run(
+            ["pgrep", "-P", str(self.pid), "-f", "engine.online.worker"], capture_output=True, text=True
+        )
+        return [int(line) for line in found.stdout.split()]
+
+    def log_text(self) -> str:
+        """Return what supervisor and workers said."""
+        return self._log.read_text(errors="replace")
+
+    def wait_for_log(self, text: str, times: int = 1, patience: float = START_SECONDS) -> None:
+        """Wait until a text stands in the log so many times.
+
+        Raises:
+            RuntimeError: it does not in time.
+        """
+        deadline = time.monotonic() + patience
+        while self.log_text().count(text) < times:
+            if time.monotonic() > deadline or (
+                self._process is not None and self._process.poll() is not None
+            ):
+                raise RuntimeError(f"not in the log: {text!r}; its end: {self.log_text()[-1000:]}")
+            time.sleep(0.05)
 
     def wait_until_serving(self) -> None:
         """Wait until its health says SERVING.
@@ -68,7 +102,7 @@ class ServerProcess:
         with RecallClient(self.target, timeout=1.0) as client:
             while time.monotonic() < deadline:
                 if self._process is not None and self._process.poll() is not None:
-                    last = self._log.read_text(errors="replace")[-500:]
+                    last = self.log_text()[-500:]
                     raise RuntimeError(f"the server ended with status {self._process.returncode}: {last}")
                 with contextlib.suppress(TimeoutError):
                     client.wait_ready(0.5)
@@ -76,9 +110,13 @@ class ServerProcess:
         raise RuntimeError("the server did not come up")
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """SIGKILL, of the supervisor and of every worker."""
         if self._process is not None:
+            workers = self.worker_pids()
             self._process.kill()
+            for pid in workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             self._process.wait()
 
     def stop(self) -> None:

@@ -12,10 +12,15 @@ import pytest
 
 from engine.config import (
     SECTIONS,
+    AllowConfig,
+    BreakerConfig,
     Config,
+    DegradeStep,
     ExposureConfig,
     HistoryConfig,
+    OverloadConfig,
     SceneConfig,
+    SecurityConfig,
     ServerConfig,
     StateConfig,
     StoreConfig,
@@ -40,10 +45,15 @@ OWN_FILTERS = [name for name in plugin_names(FILTERS) if filter_class(name).__mo
 MODELS: dict[str, type[Options]] = {
     "store": StoreConfig,
     "server": ServerConfig,
+    "security": SecurityConfig,
+    "security.allow": AllowConfig,
+    "overload": OverloadConfig,
+    "breaker": BreakerConfig,
     "history": HistoryConfig,
     "state": StateConfig,
     "state.exposure": ExposureConfig,
     "scenes.NAME": SceneConfig,
+    "scenes.NAME.degrade": DegradeStep,
     **{f"channels.{name}": channel_class(name).Config for name in OWN_CHANNELS},
     **{f"filters.{name}": filter_class(name).Config for name in OWN_FILTERS},
 }

@@ -82,7 +82,7 @@ def serving(store: Path, folder: Path) -> Iterator[Serving]:
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
-        found = re.fullmatch(r"Serving on (127\.0\.0\.1:\d+)\. Ctrl-C stops\.\n", line)
+        found = re.fullmatch(r"Serving on (127\.0\.0\.1:\d+) with 1 worker\. Ctrl-C stops\.\n", line)
         assert found is not None, line + log.read_text()
         yield Serving(process, found[1], log)
     finally:

@@ -80,7 +80,7 @@ def bench_exposure(
         for number, part in enumerate(shown):
             backend.record(USER, part, float(number))
         backend.slice_numbers(SLICES)
-        theirs = _checks(lambda: backend.view([USER], [[]]), asked[:PYBLOOM_CHECKS], keys)
+        theirs = _checks(lambda: backend.view([USER], ExposureBits.of([[]])), asked[:PYBLOOM_CHECKS], keys)
         report |= spread("pybloom_us", _timed(theirs, repetitions, progress), 1)
     report["false_positives"] = _false_positives(layout, trials, rng, progress)
     return report

@@ -19,11 +19,13 @@ import numpy as np
 from recall.v1 import ingest_pb2, ingest_pb2_grpc, recall_pb2, recall_pb2_grpc
 
 from engine.bench.report import circumstances
+from engine.bench.sentinel import Sentinel
 from engine.client import RecallClient
 from engine.config import default_config_path
 from engine.core.channel import Progress
 from engine.core.errors import RecallError
 from engine.data.sample import sample_path
+from engine.online.kernels import COMPILED
 
 CHANNELS = {"live_geo": "geo", "live_authors": "followed_authors"}
 """The channels that must recall what is published, and the plugins that they are."""
@@ -31,6 +33,7 @@ CHANNELS = {"live_geo": "geo", "live_authors": "followed_authors"}
 AUTHORS = 100
 """Authors that publish by turns: an author channel takes only the newest posts of each."""
 
+WORKERS_LOG = "workers.log"
 LIMIT = 300
 FIRST_ID = 10**12
 PLACE = (31.2304, 121.4737)
@@ -60,7 +63,9 @@ def bench_live(
         progress: told of each second.
 
     Returns:
-        The report; latencies are from the acknowledgement to the end of the first answer that holds the item.
+        The report; latencies are from the acknowledgement to the end of the first answer that holds the item. What the
+        machine did meanwhile stands beside them, as `Sentinel` finds it, and `compiled_while_serving`: kernels that a
+        worker compiled, each of which holds up everything in it for a second or so.
 
     Raises:
         RecallError: a server does not come up.
@@ -78,7 +83,10 @@ def bench_live(
             targets.append(stack.enter_context(_worker(config, store)))
             progress.advance()
         run = _Run([RecallClient(target, timeout=10.0) for target in targets], targets)
-        return circumstances() | run.measure(rate, seconds, load, progress)
+        with Sentinel() as sentinel:
+            report = run.measure(rate, seconds, load, progress)
+        log = (folder / WORKERS_LOG).read_text(encoding="utf-8", errors="replace")
+        return circumstances() | report | sentinel.findings | {"compiled_while_serving": log.count(COMPILED)}
 
 
 class _Run:
@@ -231,7 +239,7 @@ def _worker(config: Path, store: Path) -> Iterator[str]:
     """Run `recall serve` in a process of its own; yields where it listens."""
     command = [*_RECALL, "serve", "--config", str(config), "--store", str(store), "--port", "0"]
     # Its log goes to a file: a pipe that nobody reads would fill up and stop it.
-    with (config.parent / "workers.log").open("ab") as log:
+    with (config.parent / WORKERS_LOG).open("ab") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=_environment())
     try:
         killer = threading.Timer(_START_SECONDS, process.kill)

@@ -8,26 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from engine.bench.made_up import CITIES, MadeUpState, city_centres, city_name, made_up_catalogue
+from engine.bench.made_up import CITIES, MadeUpState, city_centres, city_name
 from engine.bench.report import circumstances, spread
+from engine.bench.world import World, made_up_world
 from engine.config import Config
 from engine.core.channel import Progress
 from engine.data.snapshot import SnapshotStore
-from engine.offline.build import Source, build_components
-from engine.offline.cache import remember
-from engine.offline.evaluate import scene_of
-from engine.offline.synthetic import synthetic_interactions
 from engine.online.hydrate import Hydrator
 from engine.online.pipeline import Pipeline
 from engine.online.replica import Replica
 from engine.online.request import Request
 from engine.state.history import HISTORY, SnapshotHistory
 
-EVENTS_PER_USER = 60
-USERS_PER_ITEM = 0.2
 LATITUDES, LONGITUDES = city_centres()
-KEEP = 2
-"""Worlds that stay in the store: one of a million items takes gigabytes."""
 
 
 def bench_pipeline(
@@ -52,7 +45,9 @@ def bench_pipeline(
         repetitions: how often the requests are timed; the spread is over these.
         requests: per repetition and batch size.
     """
-    pipeline, users, now = _world(config, channels, items, limit, store, progress)
+    world = made_up_world(config, channels, items, limit, store, progress)
+    pipeline, users = _pipeline(world)
+    now = world.now
     progress.start("requests", 2 * (repetitions + 1))
     rng = np.random.default_rng(5)
     report = circumstances() | {
@@ -104,25 +99,12 @@ def _request(user: int, limit: int, now: int) -> Request:
     )
 
 
-def _world(
-    config: Config, channels: Sequence[str], items: int, limit: int, store: SnapshotStore, progress: Progress
-) -> tuple[Pipeline, int, int]:
-    users = max(10, int(items * USERS_PER_ITEM))
-    progress.start("making the world", 1)
-    liked = synthetic_interactions(users, items, users * EVENTS_PER_USER)
-    progress.advance()
-    now = int(liked.timestamps.max())
-    catalogue = made_up_catalogue(users, items, now)
-    key = f"made up.{users}.{items}.{EVENTS_PER_USER}"
-    source = Source(catalogue, liked, now, key, {})
-    fallback = [name for name in config.scenes["default"].fallback if name not in channels]
-    versions = build_components(config, source, store, progress, [*channels, *fallback])
-    remember(store, versions, KEEP)
-    scene = scene_of(config.scenes["default"], channels, limit, fallback)
-    scene = scene.model_copy(update={"filters": config.scenes["default"].filters})
-    config = config.model_copy(update={"scenes": {"default": scene}})
-    snapshots = {name: store.open(name, version, verify=False) for name, version in versions.items()}
-    replica = Replica.of(config, "bench", snapshots)
-    live, state = replica.catalogue, MadeUpState.of(SnapshotHistory(snapshots[HISTORY].arrays), catalogue)
+def _pipeline(world: World) -> tuple[Pipeline, int]:
+    """Return the world's pipeline over made-up user state, and how many users there are."""
+    snapshots = world.snapshots()
+    replica = Replica.of(world.config, "bench", snapshots)
+    live = replica.catalogue
+    state = MadeUpState.of(SnapshotHistory(snapshots[HISTORY].arrays), live.base)
     hydrator = Hydrator(live.items, live.users, state, live.authors, live.columns)
-    return Pipeline(scene, dict(replica.channels), dict(replica.filters), hydrator), users, now
+    scene = world.config.scenes["default"]
+    return Pipeline(scene, dict(replica.channels), dict(replica.filters), hydrator), len(live.users)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -21,6 +23,8 @@ from engine.data.sample import sample_path
 from engine.online.state import State, open_state
 from engine.state.history import SnapshotHistory, UserState, write_history
 from engine.state.layout import AUTHOR, kind_of, user_tag
+from engine.state.replies import Values
+from engine.state.store import StateStore
 from engine.state.writes import Writes
 
 RECENT, EXPOSED, FOLLOWED, DISLIKED, LEFT_OVER = 200, 2000, 50, 20, 100
@@ -50,6 +54,7 @@ def bench_state(
 
     Returns:
         read_us: CPU time of the reading thread per batch, decoding included; wall_us: with the wait for the store;
+        fetch_us: CPU time of asking and receiving alone; decode_us: of all but that; ping_us: of a bare round trip;
         bytes_per_user: of the store's memory, all keys of a user.
     """
     config = config.model_copy(
@@ -71,18 +76,33 @@ def bench_state(
         for user in known.tolist():
             _fill(state, config, catalogue, user, rng)
             progress.advance()
-        reader = state.live_users(catalogue, SnapshotHistory(history.arrays))
+        snapshot = SnapshotHistory(history.arrays)
+        reader = state.live_users(catalogue, snapshot)
+        fetched = _Fetched(state.store)
+        decoder = state.live_users(catalogue, snapshot, cast(StateStore, fetched))
         batches = [rng.choice(known, batch, replace=False) for _ in range(reads)]
-        _read(reader, catalogue, batches[:20])  # compiles, and warms the caches
+        for each in (reader, decoder):  # compiles, and warms the caches
+            _timed(_reads(each, catalogue, batches))
         progress.start("reading", repetitions)
-        timed = []
+        parts: dict[str, list[Callable[[], object]]] = {
+            "read": _reads(reader, catalogue, batches),
+            "fetch": [functools.partial(state.store.mget_users, *asked) for asked in fetched.known],
+            "decode": _reads(decoder, catalogue, batches),
+            "ping": [functools.partial(state.store.execute, "PING")] * reads,
+        }
+        timed: dict[str, list[tuple[float, float]]] = {name: [] for name in parts}
         for _ in range(repetitions):
-            timed.append(_read(reader, catalogue, batches))
+            for name, calls in parts.items():
+                timed[name].append(_timed(calls))
             progress.advance()
         held = [_bytes_of(state, user) for user in known[:20].tolist()]
     return {
-        **spread("read_us", [cpu for cpu, _ in timed]),
-        **spread("wall_us", [wall for _, wall in timed]),
+        **spread("wall_us", [wall for _, wall in timed["read"]]),
+        **{
+            key: value
+            for name, both in timed.items()
+            for key, value in spread(f"{name}_us", [cpu for cpu, _ in both]).items()
+        },
         "bytes_per_user": float(np.mean(held)),
         "users": users,
         "batch": batch,
@@ -115,17 +135,41 @@ def _fill(
     state.users.commit(rest, now)
 
 
-def _read(reader: UserState, catalogue: LiveCatalogue, batches: list[Any]) -> tuple[float, float]:
-    """Return microseconds per batch: CPU time of this thread, and time on the wall."""
-    rows = [catalogue.users.rows(batch) for batch in batches]
+class _Fetched:
+    """A store that has fetched already what is read a second time."""
+
+    def __init__(self, store: StateStore) -> None:
+        self.prefix = store.prefix
+        self.known: dict[tuple[tuple[bytes, ...], tuple[bytes, ...]], Values] = {}
+        self._store = store
+
+    def mget_users(self, users: Sequence[bytes], suffixes: Sequence[bytes]) -> Values:
+        asked = tuple(users), tuple(suffixes)
+        if asked not in self.known:
+            self.known[asked] = self._store.mget_users(users, suffixes)
+        return self.known[asked]
+
+
+def _reads(reader: UserState, catalogue: LiveCatalogue, batches: list[Any]) -> list[Callable[[], object]]:
     now = np.full(batches[0].size, int(time.time()), np.int64)
     cities = ("",) * now.size
+    return [
+        functools.partial(_read, reader, batch, catalogue.users.rows(batch), now, cities) for batch in batches
+    ]
+
+
+def _read(reader: UserState, *batch: Any) -> None:
+    if not reader.read(*batch).live.available:
+        raise RuntimeError("the state store did not answer")
+
+
+def _timed(calls: Sequence[Callable[[], object]]) -> tuple[float, float]:
+    """Return microseconds per call: CPU time of this thread, and time on the wall."""
     cpu, wall = time.thread_time_ns(), time.perf_counter_ns()
-    for batch, mine in zip(batches, rows, strict=True):
-        if not reader.read(batch, mine, now, cities).live.available:
-            raise RuntimeError("the state store did not answer")
+    for call in calls:
+        call()
     spent = time.thread_time_ns() - cpu, time.perf_counter_ns() - wall
-    return spent[0] / len(batches) / 1000, spent[1] / len(batches) / 1000
+    return spent[0] / len(calls) / 1000, spent[1] / len(calls) / 1000
 
 
 def _bytes_of(state: State, user: int | str) -> int:

@@ -23,7 +23,9 @@ from engine.cli.evaluate import evaluate
 from engine.cli.ingest import ingest
 from engine.cli.query import query
 from engine.cli.releases import app as releases_app
+from engine.cli.releases import publish
 from engine.cli.serve import serve
+from engine.cli.synth import synth
 from engine.cli.tune import tune
 from engine.console import say_error
 from engine.core.errors import RecallError
@@ -71,11 +73,13 @@ def recall(
 app.command("demo")(demo)
 app.command("build")(build)
 app.command("serve")(serve)
+app.command("publish")(publish)
 app.command("query")(query)
 app.command("ingest")(ingest)
 app.command("check")(check)
 app.command("eval")(evaluate)
 app.command("tune")(tune)
+app.command("synth")(synth)
 app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(releases_app, name="releases")

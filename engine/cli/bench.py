@@ -122,6 +122,90 @@ def bench_pipeline(
     _show_where(report)
 
 
+@app.command("serve")
+def bench_serve(
+    items: Annotated[
+        int, typer.Option(min=100, max=LARGEST, help="Size of the made-up catalogue.")
+    ] = 1_000_000,
+    limit: Annotated[int, typer.Option(min=1, max=5000, help="Candidates asked for.")] = 500,
+    channels: Annotated[
+        str | None, typer.Option(help="Channels, with commas between them. Default: those of the scene.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Of each measurement.")] = 10.0,
+    rounds: Annotated[int, typer.Option(min=1, max=100, help="How often; they take turns.")] = 5,
+    in_flight: Annotated[int, typer.Option(min=1, max=1024, help="Unanswered requests at saturation.")] = 64,
+    steps: Annotated[str, typer.Option(help="Other numbers of them.")] = "1,4,16,64,256",
+    baseline: Annotated[
+        bool,
+        typer.Option(
+            "--baseline", help="Measure the straightforward server beside, see loadtest/baseline.py."
+        ),
+    ] = False,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Serve a data set instead of the made-up world.")
+    ] = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Leave a profile of the server there: flame.svg and stacks.txt."),
+    ] = None,
+    params: ParamsOption = None,
+    config: ConfigOption = None,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Serve a world from one core, ask from the other, and measure throughput, latency and where the time goes."""
+    import tempfile
+
+    from engine.bench.serve import GRPC_CORE, Settings, bench_serve
+    from engine.bench.world import made_up_world, world_of_data
+    from engine.data.dataset import Dataset
+    from engine.offline.cache import cached_store
+
+    loaded = configured(config, params)
+    names = list(loaded.scenes["default"].quotas) if channels is None else channel_names(loaded, channels)
+    settings = Settings(
+        limit, seconds, rounds, baseline, in_flight, counts(steps, "--steps", most=1024), profile
+    )
+    folder = cache or console.cache_folder() / "worlds"
+    with console.BuildProgress() as progress, tempfile.TemporaryDirectory(prefix="recall-serve-") as own:
+        if data is None:
+            store = cached_store(folder, "pipeline")
+            world = made_up_world(loaded, names, items, limit, store, progress)
+        else:
+            store = cached_store(folder, Dataset.open(data).fingerprint())
+            world = world_of_data(loaded, names, data, limit, store, progress)
+        report = bench_serve(world, settings, Path(own), progress)
+    if as_json:
+        print_json(report)
+        return
+    shown = ["requests_per_s", "p50_ms", "p90_ms", "p99_ms", "server_cpu_us", "batch_mean"]
+    shown += ["echo_requests_per_s", "echo_cpu_us", "share_of_echo"]
+    shown += [
+        name for name in ("baseline_requests_per_s", "baseline_cpu_us", "over_baseline") if name in report
+    ]
+    shown += [name for name in ("h2load_requests_per_s", "h2load_echo_requests_per_s") if name in report]
+    _show_spreads(report, [name for name in shown if report[name] is not None])
+    rows = console.table("", ("", "right"))
+    for name in ("kernels_us", "glue_us", "half_p99_ms", "goodput_share", "overload_p99_ms", "rss_mb"):
+        rows.add_row(name, "-" if report[name] is None else f"{report[name]:,.3f}")
+    console.output().print(rows)
+    if "profile" in report:
+        parts = console.table("µs of a request", ("", "right"))
+        for name, spent in report["profile"]["places"].items():
+            parts.add_row(name, f"{spent:,.1f}")
+        parts.add_row(
+            "gRPC's core, threads of its own", f"{report['profile']['threads'].get(GRPC_CORE, 0.0):,.1f}"
+        )
+        console.output().print(parts)
+    rows = console.table(*((each, "right") for each in ("in flight", "requests/s", "p99 ms", "batch")))
+    for row in report["concurrency"]:
+        keys = ("requests_per_s", "p99_ms", "batch_mean")
+        values = ("-" if row[key] is None else f"{row[key]:,.1f}" for key in keys)
+        rows.add_row(str(row["in_flight"]), *values)
+    console.output().print(rows)
+    _show_where(report)
+
+
 @app.command("ingest")
 def bench_ingest_(
     data: Annotated[
@@ -255,7 +339,7 @@ def bench_state(
     if as_json:
         print_json(report)
         return
-    _show_spreads(report, ["read_us", "wall_us"])
+    _show_spreads(report, ["read_us", "fetch_us", "decode_us", "ping_us", "wall_us"])
     console.output().print(f"{report['bytes_per_user']:,.0f} bytes of the store's memory per user")
     _show_where(report)
 
@@ -287,6 +371,14 @@ def bench_live(
     console.output().print(rows)
     words = f"{report['published']:,} items, {rate:g} a second, {workers} workers"
     console.output().print(words, style="dim", markup=False)
+    shares = (report[f"cpu_{who}_percent"] for who in ("own", "elsewhere", "stolen"))
+    own, elsewhere, stolen = ("?" if share is None else f"{share:g}" for share in shares)
+    words = (
+        f"meanwhile: processors {own} % ours, {elsewhere} % others', {stolen} % stolen by the host; "
+        f"the longest wait of a process with nothing to do {report['largest_host_gap_ms']:g} ms; "
+        f"{console.counted(report['compiled_while_serving'], 'kernel')} compiled while serving"
+    )
+    console.output().print(words, style="dim", markup=False, soft_wrap=True)
     _show_where(report)
 
 

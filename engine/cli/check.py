@@ -26,7 +26,7 @@ def check(config: ConfigOption = None, store: StoreOption = None) -> None:
     from engine.config import cross_check
 
     loaded, snapshots = settings(config, store, lenient=True)
-    findings = list(cross_check(loaded))
+    findings = [*cross_check(loaded), *check_security(loaded)]
     if _errors(findings) == 0:  # names that refer to nothing can neither be looked up nor drawn
         versions = None
         try:
@@ -48,6 +48,17 @@ def check(config: ConfigOption = None, store: StoreOption = None) -> None:
 
 def _errors(findings: list[Finding]) -> int:
     return sum(finding.severity == "error" for finding in findings)
+
+
+def check_security(config: Config) -> Iterator[Finding]:
+    """Look at certificates, tokens and the addresses that are open to others."""
+    from engine.core.errors import ConfigError
+    from engine.online.security import check
+
+    try:
+        check(config)
+    except ConfigError as error:
+        yield _finding("error", error.field, str(error).removeprefix(f"{error.field}: "))
 
 
 def check_release(config: Config, store: SnapshotStore, release: Release | None) -> Iterator[Finding]:

@@ -10,7 +10,10 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
+from engine.core.errors import ConfigError
+
 if TYPE_CHECKING:
+    from engine.client import Security
     from engine.config import Config
     from engine.data.snapshot import SnapshotStore
 
@@ -27,6 +30,70 @@ StoreOption: TypeAlias = Annotated[
     Path | None,
     typer.Option("--store", "-s", help="Folder of the snapshots. Default: store.path of the configuration."),
 ]
+
+TlsOption: TypeAlias = Annotated[
+    bool, typer.Option("--tls", help="Speak TLS; --ca and --certificate do, too.", envvar="RECALL_TLS")
+]
+CaOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Authorities to believe (PEM). Default: gRPC's.", envvar="RECALL_CA"),
+]
+CertificateOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Certificate of one's own (PEM).", envvar="RECALL_CERTIFICATE"),
+]
+KeyOption: TypeAlias = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Key of the certificate (PEM).", envvar="RECALL_KEY")
+]
+TokenFileOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="File whose first line is the token to send.", envvar="RECALL_TOKEN_FILE"
+    ),
+]
+InsecureOption: TypeAlias = Annotated[
+    bool, typer.Option("--insecure", help="Send the token to another machine without TLS, too.")
+]
+
+
+def security_of(
+    target: str,
+    tls: bool,
+    ca: Path | None,
+    certificate: Path | None,
+    key: Path | None,
+    token_file: Path | None,
+    insecure: bool,
+) -> Security:
+    """Return the clients' arguments that a command's options mean, the files read.
+
+    Raises:
+        ConfigError: a file cannot be read, or what was given does not fit together.
+    """
+    from engine.client import Security
+    from engine.client._security import Access
+
+    def read(file: Path | None, option: str) -> bytes | None:
+        try:
+            return None if file is None else file.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"{file} cannot be read: {error.strerror}", option) from error
+
+    line = read(token_file, "--token-file")
+    token = None if line is None else line.partition(b"\n")[0].decode("utf-8", "replace").strip()
+    security = Security(
+        tls=tls,
+        ca=read(ca, "--ca"),
+        certificate=read(certificate, "--certificate"),
+        key=read(key, "--key"),
+        token=token,
+        insecure=insecure,
+    )
+    try:
+        Access(target, **security)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return security
 
 
 def settings(config: Path | None, store: Path | None, lenient: bool = False) -> tuple[Config, SnapshotStore]:

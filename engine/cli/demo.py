@@ -74,6 +74,7 @@ def demo(
     config = config.model_copy(update={"server": config.server.model_copy(update={"port": chosen})})
     out = console.output()
     source = data if data is not None else sample_path()
+    _compile_kernels()
     out.print(Text.assemble(("1. Build", "bold"), f" the channels of {source}"), soft_wrap=True)
     report = run_build(config, source, store)
     _show_built(report)
@@ -86,6 +87,16 @@ def demo(
             state = None
         replica = Replica.open(config, store, state=state)
         asyncio.run(_serve_and_ask(config, replica, report.dataset, store, once, user, state))
+
+
+def _compile_kernels() -> None:
+    """Compile the kernels on all cores where this machine has not yet; later they would be, on one."""
+    from engine.online import kernels
+
+    if kernels.missing():
+        with console.BuildProgress() as progress:
+            progress.start("compiling", len(kernels.listed()))
+            kernels.compile_all(progress.advance)
 
 
 def _show_built(report: BuildReport) -> None:

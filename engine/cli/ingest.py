@@ -11,12 +11,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from engine import console
-from engine.cli.common import ConfigOption, start_logging
+from engine.cli.common import (
+    CaOption,
+    CertificateOption,
+    ConfigOption,
+    InsecureOption,
+    KeyOption,
+    TlsOption,
+    TokenFileOption,
+    security_of,
+    start_logging,
+)
 from engine.cli.query import DEFAULT_TARGET
 from engine.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from engine.client import IngestClient
+    from engine.client import IngestClient, Security
     from engine.offline.replay import Replay
 
 
@@ -51,17 +61,25 @@ def ingest(
     patience: Annotated[
         float, typer.Option(min=0, help="Seconds that the server may be away while a file is sent.")
     ] = 30.0,
+    tls: TlsOption = False,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    token_file: TokenFileOption = None,
+    insecure: InsecureOption = False,
 ) -> None:
     """Send what users did, and items, to a running server: from Parquet files, or from Kafka until stopped."""
     if (path is None) == (kafka is None):
         raise ConfigError("expected one of a file or folder and --kafka BROKERS")
+    security = security_of(target, tls, ca, certificate, key, token_file, insecure)
     if kafka is not None:
         if topic is None:
             raise ConfigError("expected the topic to read", "--topic")
-        feed(target, kafka, topic, group, batch, options_of(kafka_option or []))
+        feed(target, kafka, topic, group, batch, options_of(kafka_option or []), security)
         return
     assert path is not None
-    replay(path, target, batch, None if since is None else moment(since), offset_file, config, patience)
+    begin = None if since is None else moment(since)
+    replay(path, target, batch, begin, offset_file, config, patience, security)
 
 
 def replay(
@@ -72,6 +90,7 @@ def replay(
     offset_file: Path | None,
     config: Path | None,
     patience: float,
+    security: Security,
 ) -> None:
     """Replay files one after another; how far it came is said however it ends."""
     import grpc
@@ -84,7 +103,10 @@ def replay(
     offsets = OffsetFile(offset_file)
     replays = [Replay(file, kinds, batch=batch, since=since, offsets=offsets) for file in files_of(path)]
     try:
-        with IngestClient(target, timeout=max(patience, 10.0)) as client, console.BuildProgress() as progress:
+        with (
+            IngestClient(target, timeout=max(patience, 10.0), **security) as client,
+            console.BuildProgress() as progress,
+        ):
             for each in replays:
                 each.run(client, progress, patience)
     except KeyboardInterrupt:
@@ -102,7 +124,15 @@ def replay(
     show(replays)
 
 
-def feed(target: str, brokers: str, topic: str, group: str, batch: int, options: dict[str, str]) -> None:
+def feed(
+    target: str,
+    brokers: str,
+    topic: str,
+    group: str,
+    batch: int,
+    options: dict[str, str],
+    security: Security,
+) -> None:
     """Feed from Kafka until SIGTERM or Ctrl-C."""
     import grpc
 
@@ -116,7 +146,7 @@ def feed(target: str, brokers: str, topic: str, group: str, batch: int, options:
     }
     client: IngestClient
     try:
-        with IngestClient(target) as client:
+        with IngestClient(target, **security) as client:
             from_kafka = KafkaFeed(client, brokers, topic, group, batch=batch, options=options)
             try:
                 from_kafka.run(stop)

@@ -9,10 +9,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from engine import console
-from engine.cli.common import Id, parse_id
+from engine.cli.common import (
+    CaOption,
+    CertificateOption,
+    Id,
+    InsecureOption,
+    KeyOption,
+    TlsOption,
+    TokenFileOption,
+    parse_id,
+    security_of,
+)
 
 if TYPE_CHECKING:
-    from engine.client import Recall, RecallResult
+    from engine.client import Recall, RecallResult, Security
 
 DEFAULT_TARGET = "127.0.0.1:50051"
 
@@ -53,6 +63,12 @@ def query(
         ),
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds that the answer may take.")] = 5.0,
+    tls: TlsOption = False,
+    ca: CaOption = None,
+    certificate: CertificateOption = None,
+    key: KeyOption = None,
+    token_file: TokenFileOption = None,
+    insecure: InsecureOption = False,
 ) -> None:
     """Ask a running server for candidates and show where each of them came from."""
     from engine.cli import answer
@@ -70,8 +86,9 @@ def query(
     arguments["exclude"] = [parse_id(text, string_ids) for text in exclude or ()]
     arguments["like"] = [parse_id(text, string_ids) for text in like or ()]
     arguments["overrides"] = dict.fromkeys(off or (), False)
+    security = security_of(target, tls, ca, certificate, key, token_file, insecure)
     began = time.perf_counter()
-    result = ask(target, arguments, timeout)
+    result = ask(target, arguments, timeout, security)
     spent = time.perf_counter() - began
     if as_json:
         typer.echo(answer.as_json(result))
@@ -88,7 +105,7 @@ def parse_recent(text: str, strings: bool) -> tuple[Id, str]:
     return parse_id(id_, strings), event
 
 
-def ask(target: str, arguments: Recall, timeout: float) -> RecallResult:
+def ask(target: str, arguments: Recall, timeout: float, security: Security) -> RecallResult:
     """Ask once; a failed call is one sentence and exit status 1.
 
     Raises:
@@ -101,7 +118,7 @@ def ask(target: str, arguments: Recall, timeout: float) -> RecallResult:
     from engine.core.errors import RequestError
 
     try:
-        with RecallClient(target, timeout=timeout) as client:
+        with RecallClient(target, timeout=timeout, **security) as client:
             return client.recall(**arguments)
     except grpc.RpcError as error:
         code = error.code()

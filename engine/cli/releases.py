@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -46,7 +47,20 @@ def rollback(
     config: ConfigOption = None,
     store: StoreOption = None,
 ) -> None:
-    """Put an earlier release back in service; running servers take it at their next start."""
+    """Put an earlier release back in service; running servers take it without a restart."""
+    _put_in_service(name, config, store)
+
+
+def publish(
+    name: Annotated[str, typer.Argument(help="Which release.")],
+    config: ConfigOption = None,
+    store: StoreOption = None,
+) -> None:
+    """Put a release in service, an earlier or a later one; running servers take it without a restart."""
+    _put_in_service(name, config, store)
+
+
+def _put_in_service(name: str | None, config: Path | None, store: Path | None) -> None:
     _, snapshots = settings(config, store)
     release = snapshots.rollback(name)
     console.output().print(f"Release {release.name} is in service.")

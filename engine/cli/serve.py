@@ -18,19 +18,32 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one. Default: server.port.")
     ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Worker processes. Default: server.workers.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Listen without TLS where others can connect, too.")
+    ] = False,
 ) -> None:
     """Serve the newest release that is whole, until SIGTERM or Ctrl-C; requests in flight finish."""
-    from engine.online.server import run_server
+    from engine.config import default_config_path
+    from engine.online.security import check_address
+    from engine.online.supervisor import run_supervisor
 
     loaded, snapshots = settings(config, store)
-    changes = {name: value for name, value in (("host", host), ("port", port)) if value is not None}
+    document = (config or default_config_path()).read_text("utf-8")
+    given = (("host", host), ("port", port), ("workers", workers), ("insecure", insecure or None))
+    changes = {name: value for name, value in given if value is not None}
     loaded = loaded.model_copy(update={"server": loaded.server.model_copy(update=changes)})
+    check_address(loaded)
     if not snapshots.release_names():
         text = "no release has been published here; `recall build DIR` makes one"
         raise SnapshotError(text, str(snapshots.root))
     start_logging()
 
     def ready(bound: int) -> None:
-        console.output().print(f"Serving on {loaded.server.host}:{bound}. Ctrl-C stops.", soft_wrap=True)
+        where = f"{loaded.server.host}:{bound}"
+        count = console.counted(loaded.server.workers, "worker")
+        console.output().print(f"Serving on {where} with {count}. Ctrl-C stops.", soft_wrap=True)
 
-    raise typer.Exit(run_server(loaded, snapshots, ready))
+    raise typer.Exit(run_supervisor(loaded, document, ready))

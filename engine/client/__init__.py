@@ -27,6 +27,7 @@ from engine.client._ingest_values import (
     TakeDown,
     UpsertResult,
 )
+from engine.client._security import Security
 from engine.client._values import (
     Candidate,
     ChannelReport,
@@ -66,6 +67,7 @@ __all__ = [
     "RecentItem",
     "Refusal",
     "ReportResult",
+    "Security",
     "TakeDown",
     "Unknown",
     "UpsertResult",

@@ -22,7 +22,8 @@ class RecallClient(BlockingConnection):
     _retried = ("Recall",)
 
     def _bind(self, channel: grpc.Channel) -> None:
-        self._recall = recall_pb2_grpc.RecallServiceStub(channel).Recall  # type: ignore[no-untyped-call]
+        stub = recall_pb2_grpc.RecallServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._recall = self._access.on(stub.Recall)
 
     def recall(self, *, timeout: float | None = None, **arguments: Unpack[Recall]) -> RecallResult:
         """Ask for candidates.
@@ -51,7 +52,8 @@ class AsyncRecallClient(AsyncConnection):
     _retried = ("Recall",)
 
     def _bind(self, channel: grpc.aio.Channel) -> None:
-        self._recall = recall_pb2_grpc.RecallServiceStub(channel).Recall  # type: ignore[no-untyped-call]
+        stub = recall_pb2_grpc.RecallServiceStub(channel)  # type: ignore[no-untyped-call]
+        self._recall = self._access.on(stub.Recall)
 
     async def recall(self, *, timeout: float | None = None, **arguments: Unpack[Recall]) -> RecallResult:
         """Ask for candidates; arguments and errors as in `RecallClient.recall`."""

@@ -7,10 +7,12 @@ import json
 import time
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from engine.client._security import Access, Security
 
 MAX_RESPONSE_BYTES = 64 << 20
 
@@ -35,8 +37,8 @@ class BlockingConnection:
         *,
         timeout: float | None = 1.0,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
-        credentials: grpc.ChannelCredentials | None = None,
         options: Sequence[tuple[str, Any]] = (),
+        **security: Unpack[Security],
     ) -> None:
         """Make a client; it connects with the first call.
 
@@ -44,10 +46,15 @@ class BlockingConnection:
             target: "host:port", or any other gRPC target.
             timeout: seconds that a call may take, retries included, unless it says otherwise; None: no end.
             max_response_bytes: larger answers are refused.
-            credentials: for TLS; None is a plain connection.
             options: more gRPC channel arguments; they win over those that are set here.
+            security: TLS, a certificate, a token; see `Security`. Without any it is a plain connection.
+
+        Raises:
+            ValueError, OSError: what `security` says cannot be done.
         """
         self._timeout = timeout
+        self._access = Access(target, **security)
+        credentials = self._access.credentials
         settings = _options(self._service, self._retried, max_response_bytes, options)
         if credentials is None:
             self._channel = grpc.insecure_channel(target, settings)
@@ -103,11 +110,13 @@ class AsyncConnection:
         *,
         timeout: float | None = 1.0,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
-        credentials: grpc.ChannelCredentials | None = None,
         options: Sequence[tuple[str, Any]] = (),
+        **security: Unpack[Security],
     ) -> None:
         """Make a client; arguments as in the blocking one."""
         self._timeout = timeout
+        self._access = Access(target, **security)
+        credentials = self._access.credentials
         settings = _options(self._service, self._retried, max_response_bytes, options)
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(target, settings)
@@ -173,6 +182,9 @@ def _options(
         "grpc.keepalive_timeout_ms": 10_000,
         "grpc.keepalive_permit_without_calls": 1,
         "grpc.http2.max_pings_without_data": 0,
+        # Each client has a connection of its own. gRPC would let all of a process share one, and a server that has
+        # several workers gives a connection to one of them.
+        "grpc.use_local_subchannel_pool": 1,
         "grpc.initial_reconnect_backoff_ms": 100,
         "grpc.max_reconnect_backoff_ms": 5_000,
         "grpc.max_receive_message_length": max_response_bytes,

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, Unpack
 
 import grpc
 from recall.v1 import ingest_pb2 as pb
@@ -26,6 +26,7 @@ from engine.client._ingest_messages import (
 )
 from engine.client._ingest_values import Acknowledged, Event, Item, ReportResult, TakeDown, UpsertResult
 from engine.client._messages import translated
+from engine.client._security import Security
 
 Batch: TypeAlias = tuple[int, Iterable[Event | pb.Event]]
 """An offset of the caller's own, and events."""
@@ -38,7 +39,8 @@ _TIMEOUT = 10.0
 _PATIENCE = 30.0
 _BACKOFF = (0.05, 1.0)
 _OWN_ERROR = "Internal error from Core"
-_TEMPORARY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
+# CANCELLED, which nobody here asked for, is what gRPC makes of a call that an overloaded server did not take.
+_TEMPORARY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
 
 
 class IngestClient(BlockingConnection):
@@ -53,22 +55,23 @@ class IngestClient(BlockingConnection):
         *,
         timeout: float | None = _TIMEOUT,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
-        credentials: grpc.ChannelCredentials | None = None,
         options: Sequence[tuple[str, Any]] = (),
+        **security: Unpack[Security],
     ) -> None:
         """Make a client; arguments as in `RecallClient`, but for a longer timeout."""
         super().__init__(
             target,
             timeout=timeout,
             max_response_bytes=max_response_bytes,
-            credentials=credentials,
             options=options,
+            **security,
         )
         self._writer = EventWriter()
 
     def _bind(self, channel: grpc.Channel) -> None:
         stub = ingest_pb2_grpc.IngestServiceStub(channel)  # type: ignore[no-untyped-call]
-        self._report, self._report_stream, self._upsert = stub.Report, stub.ReportStream, stub.UpsertItems
+        methods = stub.Report, stub.ReportStream, stub.UpsertItems
+        self._report, self._report_stream, self._upsert = map(self._access.on, methods)
 
     def report(self, events: Iterable[Event | pb.Event], *, timeout: float | None = None) -> ReportResult:
         """Report a batch of events; returns when the good ones are durable.
@@ -255,22 +258,23 @@ class AsyncIngestClient(AsyncConnection):
         *,
         timeout: float | None = _TIMEOUT,
         max_response_bytes: int = MAX_RESPONSE_BYTES,
-        credentials: grpc.ChannelCredentials | None = None,
         options: Sequence[tuple[str, Any]] = (),
+        **security: Unpack[Security],
     ) -> None:
         """Make a client; arguments as in `IngestClient`."""
         super().__init__(
             target,
             timeout=timeout,
             max_response_bytes=max_response_bytes,
-            credentials=credentials,
             options=options,
+            **security,
         )
         self._writer = EventWriter()
 
     def _bind(self, channel: grpc.aio.Channel) -> None:
         stub = ingest_pb2_grpc.IngestServiceStub(channel)  # type: ignore[no-untyped-call]
-        self._report, self._report_stream, self._upsert = stub.Report, stub.ReportStream, stub.UpsertItems
+        methods = stub.Report, stub.ReportStream, stub.UpsertItems
+        self._report, self._report_stream, self._upsert = map(self._access.on, methods)
 
     async def report(
         self, events: Iterable[Event | pb.Event], *, timeout: float | None = None
@@ -327,8 +331,14 @@ class AsyncIngestClient(AsyncConnection):
                     await asyncio.wait(awaited, return_when=asyncio.FIRST_COMPLETED)
                     response = answer.result() if answer.done() else None
                 except grpc.RpcError as error:
-                    await asyncio.sleep(retry.delay(await _failure(call, error)))
+                    failure = await _failure(call, error)
                     call = None
+                    if _passes(failure) and not unanswered and upcoming is not None and not upcoming.done():
+                        # A server ends a stream on which nothing comes. Nothing is lost; another is opened in time.
+                        await asyncio.wait((upcoming,))
+                        retry.reset()
+                    else:
+                        await asyncio.sleep(retry.delay(failure))
                     continue
                 if response is grpc.aio.EOF:  # type: ignore[attr-defined]
                     await asyncio.sleep(retry.delay(None))
@@ -390,6 +400,11 @@ async def _asynchronous(batches: AsyncIterable[Batch] | Iterable[Batch]) -> Asyn
             yield batch
 
 
+def _passes(error: Any) -> bool:
+    """Whether a failure may pass; None is a stream that the other side ended."""
+    return error is None or error.code() in _TEMPORARY
+
+
 class _Retry:
     """Whether and when a stream that failed is opened again."""
 
@@ -411,7 +426,7 @@ class _Retry:
         now = time.monotonic()
         self._since = now if self._since is None else self._since
         wait, self._next = self._next, min(2 * self._next, _BACKOFF[1])
-        if now + wait > self._since + self._patience or (error and error.code() not in _TEMPORARY):
+        if now + wait > self._since + self._patience or not _passes(error):
             if error is None:
                 raise ConnectionError("the server ended the stream without answering everything")
             raise translated(error) from error

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from itertools import pairwise
 
 import numpy as np
 from numba import njit
 
 from engine.core.errors import ContractError
+from engine.core.hashing import spread
 from engine.core.types import NO_ROW, Float32Array, Int32Array, Int64Array
 
 
@@ -126,10 +128,73 @@ class FanOut:
         return FanOut(self.rows[positions], offsets, 1), positions
 
 
+def own_copy(answer: CandidateBatch, k: Int32Array, channel: str) -> CandidateBatch:
+    """Return an answer in arrays that its channel knows nothing of, so that what is checked is what is used.
+
+    Args:
+        answer: whatever the channel returned.
+        k: int32[n], how many it was asked for, per query.
+        channel: its name, for the error.
+
+    Raises:
+        ContractError: it is no batch of arrays, or has more candidates than were asked for; such a one is not copied.
+    """
+    _check_form(answer, k, channel)
+    if answer.rows.size > int(k.sum()):
+        raise ContractError(f"channel {channel!r}: {_RULES[1]}")
+    return CandidateBatch(
+        np.array(answer.rows, order="C"),
+        np.array(answer.scores, order="C"),
+        np.array(answer.triggers, order="C"),
+        np.array(answer.offsets, order="C"),
+    )
+
+
+def check_distinct(answer: CandidateBatch, channel: str) -> None:
+    """Hold an answer that keeps the rest of the contract to its last rule: within a query no row comes twice.
+
+    The merge hears a channel that repeats a row once, so that nothing depends on this; it says who is at fault.
+
+    Raises:
+        ContractError: naming the channel.
+    """
+    if _repeats(answer.rows, answer.offsets):
+        raise ContractError(f"channel {channel!r}: returned a row twice in one query")
+
+
+@njit(nogil=True, cache=True)
+def _repeats(rows, offsets):  # type: ignore[no-untyped-def]
+    """Whether a row comes twice within a query."""
+    longest = 0
+    for q in range(offsets.size - 1):
+        longest = max(longest, offsets[q + 1] - offsets[q])
+    capacity = 2
+    while capacity < 2 * longest:
+        capacity *= 2
+    mask = capacity - 1
+    table = np.empty(capacity, np.int32)
+    for q in range(offsets.size - 1):
+        table[:] = -1
+        for p in range(offsets[q], offsets[q + 1]):
+            at = spread(rows[p]) & mask
+            while table[at] != -1:
+                if table[at] == rows[p]:
+                    return True
+                at = (at + 1) & mask
+            table[at] = rows[p]
+    return False
+
+
+def repeats_reference(rows: Int32Array, offsets: Int64Array) -> bool:
+    """The plain Python twin of `_repeats`."""
+    lists = [rows[a:b].tolist() for a, b in pairwise(offsets.tolist())]
+    return any(len(set(mine)) < len(mine) for mine in lists)
+
+
 def check_contract(
     answer: CandidateBatch, k: Int32Array, items: int, channel: str, trigger_rows: int | None = None
 ) -> None:
-    """Hold a channel's answer to the contract of `Candidates`.
+    """Hold a channel's answer to the contract of `Candidates`, but for `check_distinct`.
 
     Args:
         answer: what the channel returned.
@@ -141,29 +206,41 @@ def check_contract(
     Raises:
         ContractError: naming the channel and the first rule it broke.
     """
-    if not (
-        answer.rows.dtype == _INT32 and answer.scores.dtype == _FLOAT32 and answer.triggers.dtype == _INT32
-    ):
-        raise ContractError(f"channel {channel!r}: rows and triggers must be int32 arrays, scores float32")
-    if not (answer.rows.ndim == answer.scores.ndim == answer.triggers.ndim == 1):
-        raise ContractError(f"channel {channel!r}: rows, scores and triggers must be 1-d arrays")
-    if (
-        answer.offsets.shape != (k.size + 1,)
-        or answer.offsets[0] != 0
-        or answer.offsets[-1] != answer.rows.size
-    ):
-        raise ContractError(
-            f"channel {channel!r}: offsets must run from 0 to {answer.rows.size} in {k.size + 1} steps"
-        )
-    if not (answer.rows.size == answer.scores.size == answer.triggers.size):
-        raise ContractError(f"channel {channel!r}: rows, scores and triggers must have one length")
+    _check_form(answer, k, channel)
     most = np.iinfo(np.int32).max if trigger_rows is None else trigger_rows - 1
     broken = _broken_rule(answer.rows, answer.scores, answer.triggers, answer.offsets, k, items, most)
     if broken >= 0:
         raise ContractError(f"channel {channel!r}: {_RULES[broken]}")
 
 
-_INT32, _FLOAT32 = np.dtype(np.int32), np.dtype(np.float32)
+def _check_form(answer: CandidateBatch, k: Int32Array, channel: str) -> None:
+    """Refuse what is no batch of arrays of the right types and sizes."""
+    if not isinstance(answer, CandidateBatch):
+        raise ContractError(
+            f"channel {channel!r}: expected a CandidateBatch of arrays, got {type(answer).__name__}"
+        )
+    rows, scores, triggers, offsets = answer.rows, answer.scores, answer.triggers, answer.offsets
+    try:
+        fits = rows.dtype == _INT32 and scores.dtype == _FLOAT32 and triggers.dtype == _INT32
+        fits_offsets = offsets.dtype == _INT64 and offsets.shape == (k.size + 1,)
+        flat = rows.ndim == scores.ndim == triggers.ndim == 1
+    except AttributeError:  # asking costs nothing where they are arrays
+        raise ContractError(
+            f"channel {channel!r}: rows, scores, triggers and offsets must be arrays"
+        ) from None
+    if not fits:
+        raise ContractError(f"channel {channel!r}: rows and triggers must be int32 arrays, scores float32")
+    if not flat:
+        raise ContractError(f"channel {channel!r}: rows, scores and triggers must be 1-d arrays")
+    if not fits_offsets or offsets[0] != 0 or offsets[-1] != rows.size:
+        raise ContractError(
+            f"channel {channel!r}: offsets must be int64 and run from 0 to {rows.size} in {k.size + 1} steps"
+        )
+    if not (rows.size == scores.size == triggers.size):
+        raise ContractError(f"channel {channel!r}: rows, scores and triggers must have one length")
+
+
+_INT32, _INT64, _FLOAT32 = np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.float32)
 
 _RULES = (
     "offsets must not decrease",

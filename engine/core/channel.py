@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -101,9 +102,9 @@ class LoadContext:
 class Channel:
     """A source of candidates.
 
-    A plugin subclasses this, sets `Config`, and implements `load` with either `recall` (one query; the framework
-    loops) or `recall_batch`. One that is built from data implements `build` too. Timing, error policy, contract checks
-    and reports are the framework's.
+    A plugin subclasses this, sets `Config`, and implements `load` with one of `recall` (one query; the framework
+    loops), `recall_batch`, or `recall_batch_async` (where it waits for the network). One that is built from data
+    implements `build` too. Timing, deadlines, error policy, contract checks and reports are the framework's.
     """
 
     Config: ClassVar[type[Options]] = Options
@@ -114,6 +115,12 @@ class Channel:
 
     needs_build: ClassVar[bool] = True
     """Whether `build` must have run; one that needs no snapshot sets this to False."""
+
+    inline: ClassVar[bool] = False
+    """Whether it runs on the thread that computes the batches, one channel after the other. Setting it promises compute
+    on arrays in memory that ends soon whatever it is asked, writes into nothing that it is given, and returns arrays
+    that nothing else writes into: nothing stops such a channel, and nothing is copied for it. Any other channel runs
+    beside, on a thread of its own, and is left behind when it is late."""
 
     counts_recalls: ClassVar[bool] = False
     """Whether the state store is told which of its candidates each answer held, so that it can stop proposing them."""
@@ -139,7 +146,8 @@ class Channel:
     def update(self, rows: Int32Array) -> None:
         """Take note that items were published, changed or taken down; `LoadContext.columns` already says how.
 
-        Called between two batches, on the thread that computes them.
+        Called between two batches, on the thread that answers this channel's: for an inline channel the thread that
+        computes the batches, else its own, so that it never runs at the same time as a recall of the same channel.
 
         Args:
             rows: int32[m], each once; rows past those of before are new items.
@@ -169,7 +177,26 @@ class Channel:
             [self.recall(batch.query(q), int(k[q])) if k[q] > 0 else nothing for q in range(len(batch))]
         )
 
+    async def recall_batch_async(self, batch: QueryBatch, k: Int32Array) -> CandidateBatch:
+        """Answer as `recall_batch` does, waiting without holding a thread; overriding it makes the channel a coroutine.
+
+        It is cancelled when the channel's deadline passes: let `asyncio.CancelledError` through.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no recall_batch_async()")
+
 
 def gates(channel: Channel) -> bool:
     """Whether the channel overrides `enable`, so that the framework must ask it for each query."""
     return type(channel).enable is not Channel.enable
+
+
+def ask(channel: Channel, batch: QueryBatch, k: Int32Array) -> CandidateBatch:
+    """Ask a channel on this thread and wait for the answer, however it is written; as `Channel.recall_batch`."""
+    if waits(channel):
+        return asyncio.run(channel.recall_batch_async(batch, k))
+    return channel.recall_batch(batch, k)
+
+
+def waits(channel: Channel) -> bool:
+    """Whether the channel overrides `recall_batch_async`, so that it is asked as a coroutine."""
+    return type(channel).recall_batch_async is not Channel.recall_batch_async

@@ -172,7 +172,7 @@ def _merge(  # type: ignore[no-untyped-def]
             begin[c + 1] = size
 
         limit = limits[q]
-        count = 0
+        count = np.int64(0)  # a literal would have `_order` compiled twice
         if mode == 1:
             for c in range(channels):
                 taken[c] = 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -103,6 +104,14 @@ class QueryBatch:
             triggers=RaggedRows.empty(n),
         )
 
+    def detached(self) -> QueryBatch:
+        """Return a copy in arrays of its own that cannot be written, for whoever may outlive the batch.
+
+        `live.exposure` is left out: it is for filters, and reads what belongs to the batch.
+        """
+        copy: QueryBatch = _detached(replace(self, live=replace(self.live, exposure=None)))
+        return replace(copy, devices=tuple(dict(device) for device in self.devices))
+
     def trigger_items(self) -> History:
         """Return the triggers in the form of a history, each of weight 1."""
         rows = self.triggers.rows
@@ -148,6 +157,17 @@ class QueryBatch:
             city=self.cities[q],
             device=self.devices[q],
         )
+
+
+def _detached(value: Any) -> Any:
+    """Copy every array in a tree of dataclasses and seal the copy."""
+    if isinstance(value, np.ndarray):
+        copy = value.copy()
+        copy.flags.writeable = False
+        return copy
+    if is_dataclass(value) and not isinstance(value, type):
+        return type(value)(*(_detached(getattr(value, part.name)) for part in fields(value)))
+    return value
 
 
 @dataclass(frozen=True, slots=True)

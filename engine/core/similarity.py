@@ -232,7 +232,7 @@ def _top_k_products(  # type: ignore[no-untyped-def]
     keys = np.empty(buffer_size(keep), np.uint64)
     cell = np.empty(1, np.float32)
     bits = cell.view(np.uint32)
-    written = 0
+    written = np.int64(0)  # a literal would have `drain` compiled twice
     for i in range(begin, end):
         count = np.uint64(0)
         for p in range(indptr[i], indptr[i + 1]):
@@ -248,7 +248,7 @@ def _top_k_products(  # type: ignore[no-untyped-def]
                 for r in range(np.uint64(t_indptr[c]), np.uint64(t_indptr[c + 1])):
                     shared[np.uint32(t_columns[r])] += np.float32(1)
         sums[i] = zero  # an item is no neighbour of its own; skipped below, like every zero
-        size = 0
+        size = np.int64(0)
         worst = np.uint64(0)
         least = zero
         for at in range(count):

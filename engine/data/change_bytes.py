@@ -166,7 +166,7 @@ _VARINT, _FIXED64, _TEXT, _FIXED32 = 0, 1, 2, 5
 def _take_apart(  # type: ignore[no-untyped-def]
     data, starts, forms, numbers, spans, places, shares, tag_spans, tag_offsets, usual
 ):
-    tags = 0
+    tags = np.int64(0)  # a literal would have `_take_item_apart` compiled twice
     for i in range(starts.size - 1):
         at, end = starts[i], starts[i + 1]
         first_tag = tags

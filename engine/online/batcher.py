@@ -17,20 +17,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from engine.config import OverloadConfig
 from engine.core.errors import RecallError
-from engine.online.encode import ResponseEncoder
-from engine.online.pipeline import Pipeline, Run
+from engine.online.admission import Admission
+from engine.online.answered import Answered, Observer
+from engine.online.encode import encode
 from engine.online.replica import Replica
 from engine.online.request import Request
-
-Observer = Callable[[str, Pipeline, Run], None]
-"""Told of each batch when it is answered: its scene, pipeline and run."""
 
 log = logging.getLogger(__name__)
 
 
 class QueueFullError(RecallError):
-    """As many requests wait as may wait."""
+    """As many requests wait as may wait, or more than can be answered before the caller's deadline."""
 
 
 class DeadlinePassedError(RecallError):
@@ -53,7 +52,10 @@ class _Job:
     request: Request
     request_id: str
     debug: bool
+    trace: str
     answer: asyncio.Future[bytes]
+    came: float
+    """On the clock of time.monotonic(), seconds."""
     outcome: bytes | RecallError | None = None
     """What becomes of `answer`, which only the event loop's thread may touch."""
 
@@ -63,10 +65,16 @@ class Batcher:
 
     Attributes:
         replica: what answers. Read once per batch, so that another one may be put here at any time.
+        admission: how many requests are taken in.
     """
 
     def __init__(
-        self, replica: Replica, max_batch: int, max_queue: int, observer: Observer | None = None
+        self,
+        replica: Replica,
+        max_batch: int,
+        max_queue: int,
+        observer: Observer | None = None,
+        overload: OverloadConfig | None = None,
     ) -> None:
         """Start the compute thread; must be called on the event loop that will submit.
 
@@ -75,7 +83,9 @@ class Batcher:
             max_batch: requests that go down the pipeline together at most.
             max_queue: requests that may wait.
             observer: told of each batch once its answers are on their way, on the compute thread.
+            overload: how the limit on requests in flight adapts.
         """
+        self.admission = Admission(overload or OverloadConfig(), max_batch, max_queue)
         self.replica = replica
         self._observer = observer
         self._max_batch = max_batch
@@ -90,7 +100,9 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
         self._thread.start()
 
-    async def submit(self, scene: str, request: Request, request_id: str, debug: bool = False) -> bytes:
+    async def submit(
+        self, scene: str, request: Request, request_id: str, debug: bool = False, trace: str = ""
+    ) -> bytes:
         """Return the bytes of the RecallResponse to a request.
 
         Args:
@@ -99,6 +111,7 @@ class Batcher:
                 neither is one whose awaiting task was cancelled.
             request_id: comes back in the answer.
             debug: adds DebugInfo to it.
+            trace: the caller's `traceparent`, for the observer.
 
         Raises:
             QueueFullError: at once.
@@ -107,12 +120,17 @@ class Batcher:
             ComputeError: it failed, alone too.
             StateUnavailableError: a filter that the scene cannot do without could not read the user's state.
         """
-        job = _Job(scene, request, request_id, debug, self._loop.create_future())
+        now = time.monotonic()
+        job = _Job(scene, request, request_id, debug, trace, self._loop.create_future(), now)
         with self._changed:
             if self._closing:
                 raise ClosedError("the server is shutting down")
             if len(self._waiting) >= self._max_queue:
                 raise QueueFullError(f"{self._max_queue} requests are waiting already; try again later")
+            refusal = self.admission.refusal(request.deadline, now)
+            if refusal:
+                raise QueueFullError(refusal)
+            self.admission.enter()
             self._waiting.append(job)
             self._changed.notify()
         return await job.answer
@@ -160,10 +178,11 @@ class Batcher:
                 _do(chore, done)
             if not jobs:
                 continue
-            finished: list[tuple[str, Pipeline, Run]] = []
+            began, load = time.monotonic(), self.admission.load
+            finished: list[Answered] = []
             try:
-                self._answer(jobs, finished)
-            except Exception:  # the thread must outlive whatever a batch does
+                self._answer(jobs, finished, load)
+            except BaseException:  # the thread must outlive whatever a batch does
                 log.exception("a batch of %d requests failed", len(jobs))
             for job in jobs:
                 if job.outcome is None:
@@ -173,16 +192,17 @@ class Batcher:
             except RuntimeError:  # the loop is closed: nobody waits for the answers any more
                 log.warning("the event loop is gone; %d answers are dropped", len(jobs))
                 return
+            self.admission.leave(len(jobs), began - jobs[0].came, time.monotonic() - began)
             self._observe(finished)
 
-    def _observe(self, finished: Sequence[tuple[str, Pipeline, Run]]) -> None:
+    def _observe(self, finished: Sequence[Answered]) -> None:
         if self._observer is None:
             return
-        for scene, pipeline, run in finished:
+        for answered in finished:
             try:
-                self._observer(scene, pipeline, run)
+                self._observer(answered)
             except Exception:  # what is noted about a batch must cost no batch
-                log.exception("scene %s: a batch could not be noted", scene)
+                log.exception("scene %s: a batch could not be noted", answered.scene)
 
     def _drain(self) -> tuple[list[tuple[Callable[[], None], Future[None]]], list[_Job]] | None:
         """Wait for work and take what is there: all chores, and requests up to a batch; None when closed and empty."""
@@ -196,7 +216,7 @@ class Batcher:
             jobs = [self._waiting.popleft() for _ in range(min(len(self._waiting), self._max_batch))]
             return chores, jobs
 
-    def _answer(self, jobs: Sequence[_Job], finished: list[tuple[str, Pipeline, Run]]) -> None:
+    def _answer(self, jobs: Sequence[_Job], finished: list[Answered], load: float) -> None:
         replica = self.replica
         now = time.monotonic()
         scenes: dict[str, list[_Job]] = {}
@@ -209,11 +229,11 @@ class Batcher:
                 scenes.setdefault(job.scene, []).append(job)
         for scene, together in scenes.items():
             try:
-                finished.append(_compute(replica, scene, together))
+                finished.append(_compute(replica, scene, together, load))
             except Exception:
                 if len(together) > 1:
                     log.exception("scene %s: a batch of %d failed, one by one now", scene, len(together))
-                    finished += _answer_alone(replica, scene, together)
+                    finished += _answer_alone(replica, scene, together, load)
                 else:
                     _log_failure(together[0])
 
@@ -229,27 +249,27 @@ def _do(chore: Callable[[], None], done: Future[None]) -> None:
         done.set_result(None)
 
 
-def _answer_alone(replica: Replica, scene: str, jobs: Sequence[_Job]) -> list[tuple[str, Pipeline, Run]]:
+def _answer_alone(replica: Replica, scene: str, jobs: Sequence[_Job], load: float) -> list[Answered]:
     """Answer one by one, so that a request that breaks the pipeline takes no neighbour along."""
     finished = []
     for job in jobs:
         try:
-            finished.append(_compute(replica, scene, [job]))
+            finished.append(_compute(replica, scene, [job], load))
         except Exception:
             _log_failure(job)
     return finished
 
 
-def _compute(replica: Replica, scene: str, jobs: Sequence[_Job]) -> tuple[str, Pipeline, Run]:
+def _compute(replica: Replica, scene: str, jobs: Sequence[_Job], load: float) -> Answered:
+    began = time.monotonic()
     pipeline = replica.pipelines[scene]
-    run = pipeline.run([job.request for job in jobs])
-    encoder = ResponseEncoder(replica, pipeline, run)
-    answers = [
-        run.refused.get(q) or encoder.response(q, job.request_id, job.debug) for q, job in enumerate(jobs)
-    ]
-    for job, answer in zip(jobs, answers, strict=True):
-        job.outcome = answer
-    return scene, pipeline, run
+    run = pipeline.run([job.request for job in jobs], pipeline.step_at(load))
+    ids = [job.request_id for job in jobs]
+    answers = encode(replica, pipeline, run, ids, [job.debug for job in jobs])
+    for q, (job, answer) in enumerate(zip(jobs, answers, strict=True)):
+        job.outcome = run.refused.get(q, answer)
+    traces, came = [job.trace for job in jobs], [job.came for job in jobs]
+    return Answered(scene, pipeline, run, replica.release, ids, traces, came, began, time.monotonic())
 
 
 def _failed(job: _Job) -> ComputeError:

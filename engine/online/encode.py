@@ -1,138 +1,155 @@
-"""From a run's columns to the bytes of a RecallResponse."""
+"""From a run's columns to the bytes of the RecallResponses."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numba import njit
 from recall.v1 import recall_pb2 as pb
 
-from engine.core.candidates import ChannelStatus, TriggerKind
-from engine.core.types import Int32Array, UInt8Array
+from engine.core.candidates import TriggerKind
+from engine.core.types import UInt8Array
 from engine.data.ids import IdIndex
 from engine.data.live import LiveCatalogue, LiveIds
-from engine.online.candidate_bytes import TRIGGER_ID, TRIGGER_KEY, Ids, candidate_bytes
+from engine.online.response_bytes import TRIGGER_ID, TRIGGER_KEY, Ids, Reports, Texts, response_bytes
 
 if TYPE_CHECKING:
     from engine.online.pipeline import Pipeline, Run
     from engine.online.replica import Replica
 
 
-class ResponseEncoder:
-    """Writes the answers of one batch. What a batch's answers have in common is made once, here."""
+def encode(
+    replica: Replica, pipeline: Pipeline, run: Run, request_ids: Sequence[str], debug: Sequence[bool]
+) -> list[bytes]:
+    """Return the bytes of the RecallResponse to every query of a finished run.
 
-    def __init__(self, replica: Replica, pipeline: Pipeline, run: Run) -> None:
-        """Take a finished run.
+    Args:
+        replica: what the run ran on.
+        pipeline: the scene's pipeline, which made the run.
+        run: the batch, all stages done; what it refused gets an answer that means nothing.
+        request_ids: n ids, which come back in the answers.
+        debug: which answers get DebugInfo.
+    """
+    merged, catalogue = run.merged, replica.catalogue
+    kinds = [channel.trigger_kind for channel in pipeline.channels]
+    triggers, forms = external_triggers(run, kinds, catalogue)
+    heads = [
+        pb.RecallResponse(
+            request_id=request_id, debug=_debug(run, q, pipeline, catalogue.items) if debug[q] else None
+        ).SerializeToString()
+        for q, request_id in enumerate(request_ids)
+    ]
+    # Messages written one behind the other are one message: what never differs is written once.
+    same = pb.RecallResponse(
+        release=replica.release, snapshots=dict(replica.versions), log_offset=replica.log_offset
+    )
+    answers, offsets = response_bytes(
+        merged,
+        Ids.of(catalogue.items.encoded(merged.rows)),
+        run.columns.scores,
+        triggers,
+        forms,
+        _reports(run, pipeline, kinds),
+        Texts.of(heads),
+        np.frombuffer(same.SerializeToString(deterministic=True), np.uint8),
+    )
+    return [answers[begin:end].tobytes() for begin, end in pairwise(offsets.tolist())]
 
-        Args:
-            replica: what the run ran on.
-            pipeline: the scene's pipeline, which made the run.
-            run: the batch, all stages done.
-        """
-        self._run = run
-        self._items = replica.catalogue.items
-        self._channels = pipeline.channel_names
-        self._filters = pipeline.filter_names
-        self._trigger_kinds = [channel.trigger_kind for channel in pipeline.channels]
-        merged = run.merged
-        triggers, forms = self._external_triggers(replica.catalogue)
-        self._candidates, self._offsets = candidate_bytes(
-            merged,
-            Ids.of(self._items.encoded(merged.rows)),
-            run.columns.scores[merged.proposal_sources],
-            triggers,
-            forms,
-            self._channels,
-        )
-        batch = len(run.requests)
-        self._microseconds = (run.channel_us / batch).astype(np.int64).tolist()
-        # Messages written one behind the other are one message: what never differs is written once.
-        constant = pb.RecallResponse(
-            release=replica.release, snapshots=dict(replica.versions), log_offset=replica.log_offset
-        )
-        self._constant = constant.SerializeToString(deterministic=True)
 
-    def response(self, q: int, request_id: str, debug: bool) -> bytes:
-        """Return the bytes of query q's RecallResponse.
+def _reports(run: Run, pipeline: Pipeline, kinds: Sequence[TriggerKind]) -> Reports:
+    hydrated = run.hydrated
+    n = len(run.requests)
+    unknown = np.zeros((4, n), np.int32)
+    unknown[0] = [
+        user < 0 and request.user_id is not None
+        for user, request in zip(hydrated.batch.users.tolist(), run.requests, strict=True)
+    ]
+    unknown[1:] = hydrated.unknown_recent, hydrated.unknown_excluded, hydrated.unknown_triggers
+    messages = [b""] * (len(kinds) * n if run.messages else 0)
+    for (c, q), text in run.messages.items():
+        messages[c * n + q] = text.encode()
+    return Reports(
+        channels=_texts(pipeline.channel_names),
+        filters=_texts(pipeline.filter_names),
+        kinds=np.array(kinds, np.int32),
+        status=run.status,
+        returned=run.returned,
+        eligible=run.merged.eligible,
+        kept=run.merged.kept,
+        microseconds=(run.channel_us / n).astype(np.int64),
+        messages=Texts.of(messages),
+        removed=run.removed,
+        filter_status=run.filter_status,
+        unknown=unknown,
+        degraded=run.degraded,
+    )
 
-        Args:
-            q: its place in the batch.
-            request_id: comes back in the answer.
-            debug: adds DebugInfo.
-        """
-        response = pb.RecallResponse(request_id=request_id)
-        self._add_reports(response, q)
-        hydrated, request = self._run.hydrated, self._run.requests[q]
-        response.unknown.user = request.user_id is not None and bool(hydrated.batch.users[q] < 0)
-        response.unknown.recent_items = int(hydrated.unknown_recent[q])
-        response.unknown.exclude_items = int(hydrated.unknown_excluded[q])
-        response.unknown.trigger_items = int(hydrated.unknown_triggers[q])
-        if debug:
-            self._add_debug(response, q)
-        candidates = self._candidates[self._offsets[q] : self._offsets[q + 1]].tobytes()
-        return b"".join((response.SerializeToString(), candidates, self._constant))
 
-    def _add_reports(self, response: pb.RecallResponse, q: int) -> None:
-        run = self._run
-        merged_channels = run.merged.kept.shape[0]  # without the fallback channels where nobody asked them
-        for c, name in enumerate(self._channels):
-            status = int(run.status[c, q])
-            response.channels.add(
-                channel=name,
-                status=status,  # the numbers are the wire's own
-                trigger_kind=int(self._trigger_kinds[c]),
-                returned=int(run.returned[c, q]),
-                eligible=int(run.merged.eligible[c, q]) if c < merged_channels else 0,
-                kept=int(run.merged.kept[c, q]) if c < merged_channels else 0,
-                microseconds=self._microseconds[c],
-                message=run.messages.get((c, q), "") if status == ChannelStatus.ERROR else "",
-            )
-        for f, name in enumerate(self._filters):
-            response.filters.add(
-                filter=name,
-                removed=int(run.removed[f, q]),
-                status=int(run.filter_status[f, q]),  # the numbers are the wire's own
-            )
+@cache
+def _texts(names: tuple[str, ...]) -> Texts:
+    return Texts.of([pb.Proposal(channel=name).SerializeToString() for name in names])
 
-    def _add_debug(self, response: pb.RecallResponse, q: int) -> None:
-        run, debug = self._run, response.debug
-        debug.batch_size = len(run.requests)
-        for stage, microseconds in run.stage_us.items():
-            debug.stages.add(stage=stage, microseconds=int(microseconds))
-        history = run.batch.history
-        form = "item_ids" if self._items.kind == "int64" else "item_keys"
-        ids = self._items.ids(history.rows[history.offsets[q] : history.offsets[q + 1]]).tolist()
-        getattr(debug, f"history_{form}").extend(ids)
-        for name, rows in zip(self._filters, run.removed_rows(q), strict=True):
-            getattr(debug.removed.add(filter=name), form).extend(self._items.ids(rows).tolist())
 
-    def _external_triggers(self, catalogue: LiveCatalogue) -> tuple[Ids, UInt8Array]:
-        """Return the trigger of each proposal, and in which form it has one."""
-        run = self._run
-        rows: Int32Array = run.columns.triggers[run.merged.proposal_sources]
-        numbers = rows.astype(np.int64)
-        keys = np.zeros((rows.size, 0), np.uint8)
-        forms = np.zeros(rows.size, np.uint8)
-        indexes: dict[TriggerKind, LiveIds | IdIndex] = {
-            TriggerKind.ITEM: catalogue.items,
-            TriggerKind.USER: catalogue.users,
-            TriggerKind.AUTHOR: catalogue.authors,
-        }
-        for c, kind in enumerate(self._trigger_kinds):
-            at = np.flatnonzero((run.merged.proposal_channels == c) & (rows >= 0))
-            if not at.size or kind is TriggerKind.NONE:
-                continue
-            index = indexes.get(kind)
-            if index is None:
-                # Rows of the other kinds mean something inside their channel alone: the number itself names them.
-                forms[at] = TRIGGER_ID
-            elif index.kind == "int64":
-                numbers[at] = index.encoded(rows[at])
-                forms[at] = TRIGGER_ID
-            else:
-                own = index.encoded(rows[at])
-                if own.shape[1] > keys.shape[1]:
-                    keys = np.pad(keys, ((0, 0), (0, own.shape[1] - keys.shape[1])))
-                keys[at, : own.shape[1]] = own
-                forms[at] = TRIGGER_KEY
-        return Ids(numbers, keys), forms
+def _debug(run: Run, q: int, pipeline: Pipeline, items: LiveIds) -> pb.DebugInfo:
+    debug = pb.DebugInfo(batch_size=len(run.requests))
+    for stage, microseconds in run.stage_us.items():
+        debug.stages.add(stage=stage, microseconds=int(microseconds))
+    history = run.batch.history
+    form = "item_ids" if items.kind == "int64" else "item_keys"
+    ids = items.ids(history.rows[history.offsets[q] : history.offsets[q + 1]]).tolist()
+    getattr(debug, f"history_{form}").extend(ids)
+    for name, rows in zip(pipeline.filter_names, run.removed_rows(q), strict=True):
+        getattr(debug.removed.add(filter=name), form).extend(items.ids(rows).tolist())
+    return debug
+
+
+def external_triggers(
+    run: Run, kinds: Sequence[TriggerKind], catalogue: LiveCatalogue
+) -> tuple[Ids, UInt8Array]:
+    """Return the trigger of each proposal, and in which form it has one.
+
+    Args:
+        run: the batch.
+        kinds: of each channel's triggers.
+        catalogue: whose rows the triggers of items, users and authors are.
+    """
+    merged = run.merged
+    numbers = np.empty(merged.proposal_sources.size, np.int64)
+    kind_of = np.empty(numbers.size, np.uint8)
+    _trigger_rows(
+        run.columns.triggers, merged.proposal_sources, merged.proposal_channels, np.array(kinds, np.uint8), numbers,
+        kind_of,
+    )  # fmt: skip
+    # Rows of the other kinds mean something inside their channel alone: the number itself names them.
+    forms = np.minimum(kind_of, TRIGGER_ID)
+    keys = np.zeros((numbers.size, 0), np.uint8)
+    indexes: dict[TriggerKind, LiveIds | IdIndex] = {
+        TriggerKind.ITEM: catalogue.items,
+        TriggerKind.USER: catalogue.users,
+        TriggerKind.AUTHOR: catalogue.authors,
+    }
+    for kind in set(kinds) & indexes.keys():
+        index = indexes[kind]
+        at = np.flatnonzero(kind_of == int(kind))
+        if not at.size:
+            continue
+        own = index.encoded(numbers[at].astype(np.int32))
+        if index.kind == "int64":
+            numbers[at] = own
+            continue
+        if own.shape[1] > keys.shape[1]:
+            keys = np.pad(keys, ((0, 0), (0, own.shape[1] - keys.shape[1])))
+        keys[at, : own.shape[1]] = own
+        forms[at] = TRIGGER_KEY
+    return Ids(numbers, keys), forms
+
+
+@njit(nogil=True, cache=True)
+def _trigger_rows(triggers, sources, channels, kinds, rows, kind_of):  # type: ignore[no-untyped-def]
+    for p in range(sources.size):
+        rows[p] = triggers[sources[p]]
+        kind_of[p] = kinds[channels[p]] if rows[p] >= 0 else 0

@@ -21,8 +21,10 @@ from engine.data.ids import IdKind
 from engine.online.batcher import ClosedError, QueueFullError
 from engine.online.checks import bad_count
 from engine.online.committer import Committer, Lane
+from engine.online.impressions import Impressions
 from engine.online.ingest_wire import MAX_ENTRIES, EventReader, ItemReader, Refusals
 from engine.online.metrics import Metrics
+from engine.online.security import IdleWatch
 from engine.online.service import refuse
 from engine.state.log import LiveLog, LogChange, PublishResult
 from engine.state.writes import CommitResult, UserStore, Writes
@@ -73,6 +75,7 @@ class IngestService:
         users: UserStore,
         log: LiveLog,
         metrics: Metrics | None = None,
+        impressions: Impressions | None = None,
     ) -> None:
         """Start the thread that commits; must be called on the event loop that serves.
 
@@ -82,13 +85,16 @@ class IngestService:
             users: takes what users did.
             log: takes what became of items.
             metrics: told of every event.
+            impressions: told of every exposure.
         """
         self._events = EventReader(config.interest, id_kind)
         self._items = ItemReader(id_kind)
         self._metrics = metrics
+        self._impressions = impressions
         self._committer = Committer(users, log, metrics)
         self._reading = ThreadPoolExecutor(1, "ingest")
         self._streams: set[asyncio.Task[None]] = set()
+        self._idle_seconds = config.security.stream_idle_seconds
 
     def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
         """Return the service as gRPC takes it: requests and responses are bytes, as in `RecallService.handlers`."""
@@ -184,17 +190,21 @@ class IngestService:
         """Read a stream and line its messages up, at most as many as may be unanswered; say how it ended."""
         lane = Lane()
         end: RecallError | None = None
+        watch = IdleWatch(self._idle_seconds)
         try:
             await slots.acquire()
             async for data in requests:
+                watch.alive = True
                 read = await self._off_loop(self._read_message, data)
                 await self._committer.room()
                 unanswered.put_nowait((read, self._committer.enqueue(read.writes, read.size, lane)))
                 await slots.acquire()
         except asyncio.CancelledError:
-            end = ClosedError("the server is shutting down")
+            end = ClosedError(watch.reason or "the server is shutting down")
         except RecallError as error:
             end = error
+        finally:
+            watch.end()
         unanswered.put_nowait(end)
 
     async def _off_loop(self, read: Any, data: bytes) -> Any:
@@ -226,6 +236,8 @@ class IngestService:
         return self._items.read(changes, time.time())
 
     def _answer(self, response: Any, read: _Read, result: CommitResult) -> bytes:
+        if self._impressions is not None and read.writes.exposures:
+            self._impressions.exposed(read.writes.exposures)
         response.accepted = result.accepted
         response.duplicates = result.duplicates
         _add_refusals(response, read.refused)

@@ -9,14 +9,14 @@ from wsgiref.simple_server import WSGIServer
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from engine.core.errors import ConfigError
+from engine.online.tally import SECONDS, Tally
 
 if TYPE_CHECKING:
-    from engine.online.pipeline import Pipeline, Run
+    from engine.online.admission import Admission
+    from engine.online.answered import Answered
 
 MEASURED_BATCHES = 32
 """The exposure bits of one batch in so many are measured."""
-
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
 
 
 class Metrics:
@@ -28,15 +28,34 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._batches = 0
-        self.requests = self._counter("requests", "Requests answered.", "scene")
-        self.channel_returned = self._counter(
-            "channel_returned", "Candidates returned, before any filter.", "scene", "channel"
+        self._tally = Tally()
+        self.registry.register(self._tally)
+        self.calls_failed = self._counter(
+            "calls_failed", "Calls of Recall that ended with another status than OK.", "code"
         )
-        self.channel_kept = self._counter(
-            "channel_kept", "Candidates that are in answers; one of several channels counts for each.",
-            "scene", "channel",
-        )  # fmt: skip
-        self.filter_removed = self._counter("filter_removed", "Candidates removed.", "scene", "filter")
+        self.refused = self._counter(
+            "refused", "Requests refused for overload by the server itself; what gRPC refuses is not counted."
+        )
+        self.in_flight = self._gauge("in_flight", "Requests waiting and being computed.")
+        self.in_flight_limit = self._gauge("in_flight_limit", "How many requests may be in flight, now.")
+        self.compute_busy = self._gauge(
+            "compute_busy", "Share of time that the compute thread computes, over a quarter of a second."
+        )
+        self.impressions = self._counter(
+            "impressions", "Items shown to the users whose impressions are credited."
+        )
+        self.impressions_credited = self._counter(
+            "impressions_credited", "Of these, items that the channel recalled.", "channel"
+        )
+        self.impressions_unknown = self._counter(
+            "impressions_unknown", "Of these, items that none of the user's newest answers held."
+        )
+        self.impressions_dropped = self._counter(
+            "impressions_dropped", "Answers and reports of these users that could not be noted."
+        )
+        self.telemetry_dropped = self._counter(
+            "telemetry_dropped", "Requests chosen for a line or spans that could not be written in time."
+        )
         self.ingest_events = self._counter(
             "ingest_events", "Events reported; outcome: accepted, duplicate, refused.", "outcome"
         )
@@ -74,20 +93,11 @@ class Metrics:
         self.exposure_bits = self._counter("exposure_bits", "Bits looked at while measuring the fill.")
         self.exposure_bits_set = self._counter("exposure_bits_set", "Of those bits, how many were set.")
 
-    def count(self, scene: str, pipeline: Pipeline, run: Run) -> None:
+    def count(self, answered: Answered) -> None:
         """Count what became of a batch; on the compute thread."""
         self._batches += 1
-        self.requests.labels(scene).inc(len(run.requests))
-        returned = run.returned.sum(axis=1).tolist()
-        kept = run.merged.kept.sum(axis=1).tolist()
-        for c, name in enumerate(pipeline.channel_names):
-            if returned[c]:
-                self.channel_returned.labels(scene, name).inc(returned[c])
-            if c < len(kept) and kept[c]:
-                self.channel_kept.labels(scene, name).inc(kept[c])
-        for name, removed in zip(pipeline.filter_names, run.removed.sum(axis=1).tolist(), strict=True):
-            if removed:
-                self.filter_removed.labels(scene, name).inc(removed)
+        run = answered.run
+        self._tally.add(answered.scene, answered.pipeline, run, answered.seconds)
         exposure = run.batch.live.exposure if self._batches % MEASURED_BATCHES == 0 else None
         if exposure is not None:
             probes, positives, bits_set, bits = exposure.measure(self._batches)
@@ -95,6 +105,13 @@ class Metrics:
             self.exposure_false_positives.inc(positives)
             self.exposure_bits_set.inc(bits_set)
             self.exposure_bits.inc(bits)
+
+    def watch(self, admission: Admission) -> None:
+        """Show what an `Admission` says; it is read when the metrics are."""
+        admission.on_refused = self.refused.inc
+        self.in_flight.set_function(lambda: admission.in_flight)
+        self.in_flight_limit.set_function(lambda: admission.limit)
+        self.compute_busy.set_function(lambda: admission.busy)
 
     def serve(self, host: str, port: int) -> MetricsServer:
         """Answer `GET /metrics` over HTTP on a thread of its own.
@@ -116,7 +133,7 @@ class Metrics:
         return Gauge(f"recall_{name}", text, registry=self.registry)
 
     def _histogram(self, name: str, text: str) -> Histogram:
-        return Histogram(f"recall_{name}", text, registry=self.registry, buckets=_SECONDS)
+        return Histogram(f"recall_{name}", text, registry=self.registry, buckets=SECONDS)
 
 
 class MetricsServer:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from asyncio import CancelledError
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,13 +21,15 @@ from engine.core.candidates import (
     TriggerKind,
     check_contract,
 )
-from engine.core.channel import Channel, gates
+from engine.core.channel import Channel, ask, gates
 from engine.core.errors import ContractError, StateUnavailableError
 from engine.core.filter import Filter
 from engine.core.members import drop
 from engine.core.merge import Merged, merge
 from engine.core.query import QueryBatch
 from engine.core.types import BoolArray, Float32Array, Float64Array, Int8Array, Int32Array
+from engine.online.beside import Call, Guard, Rules, said
+from engine.online.breaker import Breaker, BreakerState
 from engine.online.hydrate import Hydrated, Hydrator
 from engine.online.request import Request
 
@@ -36,7 +39,12 @@ _SKIPPED = int(ChannelStatus.SKIPPED)
 _EMPTY = int(ChannelStatus.EMPTY)  # OK is one less
 
 _SECONDS_BETWEEN_WARNINGS = 60.0
-"""Of one filter that cannot judge: while the state store is away every batch would say so."""
+"""Of one filter that cannot judge, or one channel that fails: every batch would say so."""
+
+_DEGRADED = "degraded"
+
+_FAILURES = (Exception, SystemExit, CancelledError)
+"""Whatever a channel raises is that channel's failure alone; but Ctrl-C, where this is the main thread, ends us."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +110,7 @@ class Run:
     messages: dict[tuple[int, int], str] = field(default_factory=dict)
     stage_us: dict[str, float] = field(default_factory=dict)
     refused: dict[int, StateUnavailableError] = field(default_factory=dict)
+    degraded: int = 0
     hydrated: Hydrated = field(init=False)
     columns: Columns = field(init=False)
     merged: Merged = field(init=False)
@@ -119,7 +128,14 @@ class Run:
 
 
 class Pipeline:
-    """One scene's channels, filters and merge over one loaded release. Safe to use from several threads at once."""
+    """One scene's channels, filters and merge over one loaded release.
+
+    Without guards it is safe to use from several threads at once: every channel then runs on the thread that asks, to its
+    end. With guards it is for one thread.
+
+    Attributes:
+        breakers: the circuit breaker of each channel; none without guards.
+    """
 
     def __init__(
         self,
@@ -128,6 +144,7 @@ class Pipeline:
         filters: dict[str, Filter],
         hydrator: Hydrator,
         reserve_ms: float = 0.0,
+        guards: Mapping[str, Guard] | None = None,
     ) -> None:
         """Make a pipeline.
 
@@ -136,7 +153,8 @@ class Pipeline:
             channels: every channel it names, fallback included.
             filters: every filter it names.
             hydrator: looks ids up and reads histories.
-            reserve_ms: the part of a request's deadline inside which no channel starts.
+            reserve_ms: the part of a request's deadline inside which no channel starts, and none is waited for.
+            guards: keep the channels from harming each other; by name.
         """
         self.scene = scene
         self.channel_names = (*scene.quotas, *scene.fallback)
@@ -151,6 +169,15 @@ class Pipeline:
         self._quotas = np.array([[*scene.quotas.values(), *(0 for _ in scene.fallback)]], np.int32).T
         self._weights = np.array([scene.weights.get(name, 1.0) for name in self.channel_names], np.float64)
         self._gated = [gates(channel) for channel in self.channels]
+        self._failure_logged = [-math.inf] * len(self.channels)
+        mine = {} if guards is None else {name: guards[name] for name in self.channel_names}
+        self.breakers: Mapping[str, Breaker] = {name: guard.breaker for name, guard in mine.items()}
+        self._breakers = [self.breakers.get(name) for name in self.channel_names]
+        self._beside = [mine[name].beside if mine else None for name in self.channel_names]
+        self._steps = [(0.0, 1.0, frozenset[int]())] + [
+            (step.at, step.limit, frozenset(self.channel_names.index(name) for name in step.without))
+            for step in scene.degrade
+        ]
         self.stages: tuple[tuple[str, Callable[[Run], None]], ...] = (
             ("hydrate", self._hydrate),
             ("fan_out", self._fan_out),
@@ -159,8 +186,20 @@ class Pipeline:
             ("fill", self._fill),
         )
 
-    def run(self, requests: Sequence[Request]) -> Run:
-        """Answer requests together; the answers stand in the returned run's columns, in the order of the requests."""
+    def step_at(self, load: float) -> int:
+        """Return the step of degrading for a load, the share in use of the limit on requests in flight; 0 is none."""
+        step = len(self._steps) - 1
+        while step and load < self._steps[step][0]:
+            step -= 1
+        return step
+
+    def run(self, requests: Sequence[Request], degraded: int = 0) -> Run:
+        """Answer requests together; the answers stand in the returned run's columns, in the order of the requests.
+
+        Args:
+            requests: one or more.
+            degraded: the step of degrading, as `step_at` says.
+        """
         n = len(requests)
         channels = len(self.channel_names)
         run = Run(
@@ -172,6 +211,7 @@ class Pipeline:
             removed=np.zeros((len(self._filters), n), np.int32),
             filter_status=np.full((len(self._filters), n), FilterStatus.OK, np.int32),
             channel_us=np.zeros(channels),
+            degraded=degraded,
         )
         started = time.perf_counter()
         for name, stage in self.stages:
@@ -192,12 +232,16 @@ class Pipeline:
                 run.quotas[c, q] = quota
                 if quota == 0:
                     off.append((c, q))
+        if run.degraded:
+            factor = self._steps[run.degraded][1]
+            run.limits = np.ceil(run.limits * factor).astype(np.int32)
+            run.quotas = np.ceil(run.quotas * factor).astype(np.int32)
         # As deep as the answer is long, so that each channel can backfill what the others leave over.
         depth = np.maximum(run.quotas[: self._first_fallback], run.limits) + self._overfetch(run.batch)
         for c, q in off:
             if c < self._first_fallback:
                 depth[c, q] = 0
-        answers = [self._ask(run, c, depth[c]) for c in range(self._first_fallback)]
+        answers = self._ask_all(run, range(self._first_fallback), depth)
         run.columns = Columns.of(answers, len(run.requests))
 
     def _overfetch(self, batch: QueryBatch) -> Int32Array:
@@ -212,27 +256,158 @@ class Pipeline:
                 extra += more.astype(np.int32)
         return extra
 
+    def _ask_all(self, run: Run, channels: range, depth: Int32Array) -> list[CandidateBatch]:
+        """Ask channels, each query for as many as `depth` int32[channels, n] says, which is changed.
+
+        Those that run beside the compute start first and are waited for last: they have as long as the others take for
+        nothing.
+        """
+        without = self._steps[run.degraded][2]
+        depths = {c: depth[at] for at, c in enumerate(channels)}
+        for c in without & depths.keys():
+            self._shut(run, c, depths[c], ChannelStatus.GATED, _DEGRADED)
+        beside = [c for c in channels if self._beside[c] is not None]
+        batch = run.batch.detached() if beside else run.batch
+        calls = [(c, self._start(run, c, depths[c], batch)) for c in beside]
+        answers = {c: self._ask(run, c, depths[c]) for c in channels if self._beside[c] is None}
+        for c, call in calls:
+            answers[c] = self._collect(run, c, depths[c], call)
+        return [answers[c] for c in channels]
+
     def _ask(self, run: Run, c: int, k: Int32Array) -> CandidateBatch:
-        """Run one channel: gate, deadline, contract, timing and error policy are here, once for all channels."""
+        """Run one channel: gate, deadline, contract, timing and error policy are here, once for all inline channels."""
         started = time.perf_counter()
+        failed_before = len(run.messages)
         self._shut_late(run, c, k)
+        breaker = self._breakers[c]
+        watched = breaker is not None and not breaker.quiet
+        if watched and not self._passes(run, c, k):
+            return CandidateBatch.empty(k.size)
         if self._gated[c]:
             self._shut_gated(run, c, k)
         answer = None
         if any(k.tolist()):
             try:
                 answer = self._answer(run, c, run.batch, k)
-            except Exception as error:  # whatever a channel raises is that channel's failure alone
+            except _FAILURES as error:
                 answer = self._one_by_one(run, c, k, error)
-            lengths = answer.offsets[1:] - answer.offsets[:-1]
-            run.returned[c] = lengths
-            np.copyto(run.status[c], _EMPTY - (lengths > 0), where=k > 0)
+            self._returned(run, c, k, answer)
+        if breaker is not None and (watched or len(run.messages) > failed_before):
+            self._note(run, c, k, len(run.messages) - failed_before)
         run.channel_us[c] = (time.perf_counter() - started) * 1e6
         return CandidateBatch.empty(k.size) if answer is None else answer
 
+    def _start(self, run: Run, c: int, k: Int32Array, batch: QueryBatch) -> Call | None:
+        """Put the batch to a channel that runs beside the compute; None where it is not asked."""
+        beside = self._beside[c]
+        assert beside is not None
+        self._shut_late(run, c, k)
+        if not k.any() or not self._passes(run, c, k):
+            return None
+        busy = beside.busy_seconds()
+        if busy:
+            self._shut(
+                run, c, k, ChannelStatus.TIMEOUT, f"still at an earlier batch, since {busy * 1e3:.0f} ms"
+            )
+            self._note_late(run, c, counts=busy >= beside.deadline)
+            return None
+        now = time.monotonic()
+        asked = zip(run.requests, k.tolist(), strict=True)
+        first = min(request.deadline for request, wanted in asked if wanted) - self._reserve
+        call = Call(
+            batch,
+            k.copy(),
+            Rules(self._hydrator.items, self._trigger_rows(self.channels[c].trigger_kind)),
+            until=min(first, now + beside.deadline),
+            by_request=first < now + beside.deadline / 2,
+        )
+        beside.start(call)
+        return call
+
+    def _collect(self, run: Run, c: int, k: Int32Array, call: Call | None) -> CandidateBatch:
+        """Wait for what was started, until its time is up."""
+        beside = self._beside[c]
+        assert beside is not None
+        if call is None:
+            return CandidateBatch.empty(k.size)
+        answer = call.answer()
+        if answer is None:
+            beside.give_up(call)
+            waited = time.monotonic() - call.began
+            run.channel_us[c] = waited * 1e6
+            self._shut(run, c, k, ChannelStatus.TIMEOUT, f"no answer within {waited * 1e3:.0f} ms")
+            self._note_late(run, c, counts=not call.by_request)
+            return CandidateBatch.empty(k.size)
+        run.channel_us[c] = call.seconds * 1e6
+        for q in answer.gated:
+            k[q] = 0
+            run.status[c, q] = ChannelStatus.GATED
+        for q, error in answer.errors.items():
+            if k[q]:
+                k[q] = 0
+                self._failed(run, c, q, error)
+        self._returned(run, c, k, answer.batch)
+        self._note(run, c, k, len(answer.errors))
+        return answer.batch
+
+    def _returned(self, run: Run, c: int, k: Int32Array, answer: CandidateBatch) -> None:
+        lengths = answer.offsets[1:] - answer.offsets[:-1]
+        run.returned[c] = lengths
+        np.copyto(run.status[c], _EMPTY - (lengths > 0), where=k > 0)
+
+    def _passes(self, run: Run, c: int, k: Int32Array) -> bool:
+        """Whether the channel's circuit breaker lets the batch through; where it does not, nothing is asked."""
+        breaker = self._breakers[c]
+        if breaker is None or not k.any() or breaker.allows():
+            return True
+        self._shut(run, c, k, ChannelStatus.SKIPPED, f"circuit open: {breaker.last_error}")
+        return False
+
+    def _note(self, run: Run, c: int, k: Int32Array, failed: int) -> None:
+        """Tell the breaker how many queries failed; those that are left in `k` went well."""
+        breaker = self._breakers[c]
+        if breaker is None:
+            return
+        asked = failed + int(np.count_nonzero(k))
+        if not asked:
+            breaker.forgo()
+            return
+        error = (
+            next((run.messages[c, q] for q in range(k.size) if (c, q) in run.messages), "") if failed else ""
+        )
+        self._record(c, failed / asked, error)
+
+    def _note_late(self, run: Run, c: int, counts: bool) -> None:
+        breaker = self._breakers[c]
+        if breaker is None:
+            return
+        if counts:
+            self._record(c, 1.0, next(text for (channel, _), text in run.messages.items() if channel == c))
+        else:
+            breaker.forgo()
+
+    def _record(self, c: int, share: float, error: str) -> None:
+        breaker = self._breakers[c]
+        assert breaker is not None
+        before = breaker.state
+        breaker.record(share, error)
+        if breaker.state is BreakerState.OPEN and before is BreakerState.CLOSED:
+            log.warning(
+                "channel %s: left out for a while, its circuit is open: %s", self.channel_names[c], error
+            )
+        elif breaker.state is BreakerState.CLOSED and before is not BreakerState.CLOSED:
+            log.warning("channel %s: answers again, its circuit is closed", self.channel_names[c])
+
+    def _shut(self, run: Run, c: int, k: Int32Array, status: ChannelStatus, text: str) -> None:
+        """Ask nothing more, and say why."""
+        for q in np.flatnonzero(k).tolist():
+            k[q] = 0
+            run.status[c, q] = status
+            run.messages[c, q] = text
+
     def _answer(self, run: Run, c: int, batch: QueryBatch, k: Int32Array) -> CandidateBatch:
         channel = self.channels[c]
-        answer = channel.recall_batch(batch, k)
+        answer = ask(channel, batch, k)
         triggers = self._trigger_rows(channel.trigger_kind)
         check_contract(answer, k, self._hydrator.items, self.channel_names[c], triggers)
         return answer
@@ -260,11 +435,11 @@ class Pipeline:
                 if not self.channels[c].enable(run.batch.query(q)):
                     k[q] = 0
                     run.status[c, q] = ChannelStatus.GATED
-            except Exception as error:  # as in _ask
+            except _FAILURES as error:
                 k[q] = 0
                 self._failed(run, c, q, error)
 
-    def _one_by_one(self, run: Run, c: int, k: Int32Array, error: Exception) -> CandidateBatch:
+    def _one_by_one(self, run: Run, c: int, k: Int32Array, error: BaseException) -> CandidateBatch:
         """Ask again, each query alone, so that one that makes a channel fail costs the others nothing."""
         answers: list[Candidates] = []
         for q in range(k.size):
@@ -276,15 +451,18 @@ class Pipeline:
                 if k.size == 1:
                     raise error
                 answers[q] = self._answer(run, c, run.batch.alone(q), k[q : q + 1]).query(0)
-            except Exception as own:  # as in _ask
+            except _FAILURES as own:
                 k[q] = 0
                 self._failed(run, c, q, own)
         return CandidateBatch.of(answers)
 
-    def _failed(self, run: Run, c: int, q: int, error: Exception) -> None:
+    def _failed(self, run: Run, c: int, q: int, error: BaseException) -> None:
         run.status[c, q] = ChannelStatus.ERROR
-        run.messages[c, q] = str(error) if isinstance(error, ContractError) else repr(error)
-        log.error("channel %s failed", self.channel_names[c], exc_info=error)
+        run.messages[c, q] = said(error)
+        now = time.monotonic()
+        if now - self._failure_logged[c] >= _SECONDS_BETWEEN_WARNINGS:
+            self._failure_logged[c] = now
+            log.error("channel %s failed", self.channel_names[c], exc_info=error)
 
     def _mask(self, run: Run) -> None:
         self._filter(run, run.columns)
@@ -357,11 +535,13 @@ class Pipeline:
             return
         # What stands in the list already may stand in front of the fallback's list too.
         depth = np.where(short, run.limits + self._overfetch(run.batch) + lengths, 0).astype(np.int32)
-        answers = []
-        for c in range(self._first_fallback, len(self.channel_names)):
-            name = self.channel_names[c]
-            off = np.array([request.quotas.get(name, 1) == 0 for request in run.requests])
-            answers.append(self._ask(run, c, np.where(off, 0, depth).astype(np.int32)))
+        channels = range(self._first_fallback, len(self.channel_names))
+        depths = np.tile(depth, (len(channels), 1))
+        for q, request in enumerate(run.requests):
+            for name, quota in request.quotas.items():
+                if quota == 0 and (c := self.channel_names.index(name)) in channels:
+                    depths[c - self._first_fallback, q] = 0
+        answers = self._ask_all(run, channels, depths)
         more = Columns.of(answers, len(run.requests))
         self._filter(run, more)
         run.columns = run.columns.followed_by(more)

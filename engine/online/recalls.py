@@ -6,25 +6,20 @@ This is only ever counted, so no request waits for it and none fails by it: what
 from __future__ import annotations
 
 import logging
-import queue
-import threading
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
 from engine.core.errors import StateError
 from engine.core.types import Int64Array
 from engine.online.metrics import Metrics
+from engine.online.notes import Notes
 from engine.online.pipeline import Pipeline, Run
 from engine.state.layout import user_tag
 from engine.state.writes import UserStore, Writes
 
 log = logging.getLogger(__name__)
-
-MOST_WAITING = 10_000
-"""Users whose recalls wait to be written; those of more are dropped."""
-
-_TOGETHER = 256
 
 _Note = tuple[bytes, Int64Array]
 
@@ -33,7 +28,7 @@ class Recalls:
     """Notes what was recalled, on a thread of its own."""
 
     def __init__(self, users: UserStore, metrics: Metrics | None = None) -> None:
-        """Start the thread.
+        """Begin.
 
         Args:
             users: where to write.
@@ -41,10 +36,8 @@ class Recalls:
         """
         self._users = users
         self._metrics = metrics
-        self._notes: queue.Queue[_Note | None] = queue.Queue(MOST_WAITING)
         self._failing = False
-        self._thread = threading.Thread(target=self._work, name="recalls", daemon=True)
-        self._thread.start()
+        self._notes: Notes[_Note] = Notes("recalls", self._write, self._drop)
 
     def note(self, pipeline: Pipeline, run: Run, keys: Int64Array) -> None:
         """Note what a batch's answers hold of the channels that count it; on the compute thread.
@@ -64,31 +57,13 @@ class Recalls:
             user = run.requests[q].user_id
             if user is None:
                 continue
-            try:
-                self._notes.put_nowait((user_tag(user), keys[merged.rows[places[owners == q]]]))
-            except queue.Full:
-                self._drop(1)
+            self._notes.put((user_tag(user), keys[merged.rows[places[owners == q]]]))
 
     def close(self, patience: float | None = None) -> None:
         """Write what waits, at most `patience` seconds long, and stop."""
-        try:
-            self._notes.put(None, timeout=patience)
-        except queue.Full:
-            return  # a daemon: it ends with the process
-        self._thread.join(patience)
+        self._notes.close(patience)
 
-    def _work(self) -> None:
-        closing = False
-        while not closing:
-            waiting = [self._notes.get()]
-            while len(waiting) < _TOGETHER and not self._notes.empty():
-                waiting.append(self._notes.get())  # nobody else takes from it
-            closing = None in waiting
-            notes = [note for note in waiting if note is not None]
-            if notes:
-                self._write(notes)
-
-    def _write(self, notes: list[_Note]) -> None:
+    def _write(self, notes: Sequence[_Note]) -> None:
         writes = Writes()
         for user, keys in notes:
             writes.recalled(user, keys)
@@ -99,9 +74,6 @@ class Recalls:
             if not self._failing:
                 log.warning("what was recalled is not counted for now: %s", error)
             self._failing = True
-            self._drop(len(notes))
-        except Exception:
-            log.exception("what was recalled could not be counted")
             self._drop(len(notes))
 
     def _drop(self, count: int) -> None:

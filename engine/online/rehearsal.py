@@ -19,7 +19,7 @@ from engine.data.catalogue import Catalogue
 from engine.data.changes import ItemChanges
 from engine.data.ids import IdIndex, IdKind
 from engine.data.live import LiveCatalogue, LiveIds
-from engine.online.encode import ResponseEncoder
+from engine.online.encode import encode
 from engine.online.hydrate import Hydrator
 from engine.online.pipeline import Pipeline
 from engine.online.replica import Replica
@@ -38,6 +38,7 @@ from engine.state.layout import (
     TOPIC,
     kind_of,
 )
+from engine.state.replies import Values
 from engine.state.store import StateStore
 
 
@@ -72,13 +73,12 @@ def rehearse(config: Config, replica: Replica, state: State) -> None:
         for user in (known, unknown)
     ]
     for name, scene in config.scenes.items():
-        pipeline = Pipeline(scene, dict(replica.channels), dict(replica.filters), hydrator)
+        pipeline = Pipeline(
+            scene, dict(replica.channels), dict(replica.filters), hydrator, guards=replica.guards or None
+        )
         for batch in ([requests[0]], [requests[1]], requests):
             run = pipeline.run(batch)
-            encoder = ResponseEncoder(replica, pipeline, run)
-            for q in range(len(batch)):
-                if q not in run.refused:
-                    encoder.response(q, f"rehearsal of {name}", True)
+            encode(replica, pipeline, run, [f"rehearsal of {name}"] * len(batch), [True] * len(batch))
             if run.batch.live.exposure is not None:
                 run.batch.live.exposure.measure(1)
 
@@ -120,8 +120,8 @@ class _MadeUpStore:
         self._values = values
         self._bits = bits
 
-    def mget_users(self, users: Sequence[bytes], suffixes: Sequence[bytes]) -> list[bytes | None]:
-        return [self._values.get(suffix, self._bits) for _ in users for suffix in suffixes]
+    def mget_users(self, users: Sequence[bytes], suffixes: Sequence[bytes]) -> Values:
+        return Values.of(self._values.get(suffix, self._bits) for _ in users for suffix in suffixes)
 
 
 def _made_up(config: Config, catalogue: LiveCatalogue, state: State) -> StateStore:

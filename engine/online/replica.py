@@ -18,6 +18,7 @@ from engine.data.catalogue import Catalogue
 from engine.data.changes import ItemChanges
 from engine.data.live import LiveCatalogue
 from engine.data.snapshot import CATALOGUE, Snapshot, SnapshotStore
+from engine.online.beside import Guards
 from engine.online.hydrate import Hydrator
 from engine.online.pipeline import Pipeline
 from engine.online.state import State
@@ -41,6 +42,8 @@ class Replica:
         pipelines: scene -> pipeline.
         channels, filters: what the pipelines have, by name.
         log_offset: how much of the live log it has taken in; "" without a state store.
+        snapshots: component -> what it was loaded from.
+        guards: keep the channels from harming each other; by name.
     """
 
     release: str
@@ -50,6 +53,8 @@ class Replica:
     channels: Mapping[str, Channel] = field(default_factory=dict)
     filters: Mapping[str, Filter] = field(default_factory=dict)
     log_offset: str = ""
+    snapshots: Mapping[str, Snapshot] = field(default_factory=dict)
+    guards: Guards = field(default_factory=lambda: Guards({}))
 
     @classmethod
     def open(
@@ -76,6 +81,26 @@ class Replica:
         return cls.of(config, release.name, snapshots, state)
 
     @classmethod
+    def open_release(
+        cls,
+        config: Config,
+        store: SnapshotStore,
+        name: str,
+        state: State | None = None,
+        before: Replica | None = None,
+    ) -> Replica:
+        """Load a certain release, whose checksums somebody compared before; as `open`.
+
+        Args:
+            config, store, state: as in `open`.
+            name: the release's name.
+            before: a replica whose open snapshots are used again where the release names the same.
+        """
+        opened = None if before is None else before.snapshots
+        snapshots = store.load_release(store.release(name), verify=False, opened=opened)
+        return cls.of(config, name, snapshots, state)
+
+    @classmethod
     def of(
         cls, config: Config, release: str, snapshots: Mapping[str, Snapshot], state: State | None = None
     ) -> Replica:
@@ -97,15 +122,18 @@ class Replica:
         for name in sorted(filter_names):
             loaded, options = config.filter(name)
             filters[name] = loaded.load(options, load_context({}, live))
+        guards = Guards.of(config, channels)
         pipelines = {
-            name: Pipeline(scene, channels, filters, hydrator, config.server.reserve_ms)
+            name: Pipeline(scene, channels, filters, hydrator, config.server.reserve_ms, guards)
             for name, scene in config.scenes.items()
         }
         versions = {component: snapshot.manifest.version for component, snapshot in snapshots.items()}
         if state is None:
-            return cls(release, versions, live, pipelines, channels, filters)
+            return cls(
+                release, versions, live, pipelines, channels, filters, snapshots=snapshots, guards=guards
+            )
         offset = snapshots[CATALOGUE].manifest.log_offset
-        replica = cls(release, versions, live, pipelines, channels, filters, offset)
+        replica = cls(release, versions, live, pipelines, channels, filters, offset, snapshots, guards)
         began = time.monotonic()
         changes = replica.catch_up(state.log)
         log.info("%d changes of items taken in, in %.1f s", changes, time.monotonic() - began)
@@ -162,6 +190,8 @@ class Replica:
 
         One that fails is logged and goes on with what it has: it knows nothing of these items before the server's next
         start, and is told of the next ones all the same. Filters and columns judge what it returns as things are now.
+        A channel that runs beside the compute takes note on its own thread, before its next call; that it failed is
+        known at the next update.
 
         Args:
             rows: int32[m], each once.
@@ -172,12 +202,21 @@ class Replica:
         failed = []
         components: list[tuple[str, Channel | Filter]] = [*self.channels.items(), *self.filters.items()]
         for name, component in components:
+            guard = self.guards.get(name) if isinstance(component, Channel) else None
+            if guard is not None and guard.beside is not None:
+                if guard.beside.update(rows):
+                    failed.append(name)
+                continue
             try:
                 component.update(rows)
             except Exception:  # whatever it raises is its own failure alone
                 log.exception("%s failed to take note of %d changed items", name, rows.size)
                 failed.append(name)
         return failed
+
+    def close(self) -> None:
+        """End the threads of channels that run beside the compute; it answers no more."""
+        self.guards.close()
 
 
 def load_context(arrays: Mapping[str, AnyArray], catalogue: LiveCatalogue) -> LoadContext:

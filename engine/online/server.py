@@ -10,41 +10,29 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
-import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from engine.config import Config
-from engine.core.errors import ConfigError, RecallError
+from engine.core.errors import ConfigError, RecallError, StateError
 from engine.data.snapshot import SnapshotStore
+from engine.online import security
+from engine.online.admission import overload_options
+from engine.online.answered import Answered
 from engine.online.batcher import Batcher
-from engine.online.encode import ResponseEncoder
+from engine.online.impressions import Impressions
 from engine.online.ingest import INGEST_SERVICE, IngestService
 from engine.online.live import Tail
 from engine.online.metrics import Metrics, MetricsServer
-from engine.online.pipeline import Pipeline, Run
 from engine.online.recalls import Recalls
-from engine.online.rehearsal import rehearse
 from engine.online.replica import Replica
-from engine.online.request import RecentItems, Request
 from engine.online.service import SERVICE, RecallService
-from engine.online.state import State, open_state
+from engine.online.state import State
+from engine.online.telemetry import Telemetry
+from engine.online.warm_up import warm_up
+from engine.state.log import offset_key
 
 log = logging.getLogger(__name__)
-
-MAX_REQUEST_BYTES = 4 << 20
-"""A request at every limit that `wire` sets has 3 MB."""
-
-OPTIONS: tuple[tuple[str, int], ...] = (
-    # Two servers on one port would share its connections by chance; a taken port must be an error.
-    ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-    # A response is bounded by max_limit.
-    ("grpc.max_send_message_length", -1),
-    # Clients may ask every 10 s whether we live; by default one that asks twice in 5 minutes is cut off.
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-)
 
 _PATIENCE_SECONDS = 5.0
 """How long the batch that is being computed may still take once nobody waits for it."""
@@ -66,6 +54,7 @@ class Server:
         config: Config,
         replica: Replica,
         state: State | None = None,
+        shared_port: bool = False,
     ) -> None:
         """Take what is needed.
 
@@ -73,13 +62,17 @@ class Server:
             config: its `server` section says where to listen.
             replica: what answers; opened with the same `state`.
             state: the state store; it stays the caller's to close, after `stop`.
+            shared_port: whether other processes listen on the same port; without it, a taken port is an error.
         """
         self._config = config
         self._replica = replica
+        self._next: Replica | None = None
         self._state = state
+        self._shared_port = shared_port
         self._health = _Health()
         self._ingest: IngestService | None = None
         self._recalls: Recalls | None = None
+        self._impressions: Impressions | None = None
         self._tail: Tail | None = None
         self._metrics_server: MetricsServer | None = None
         self.metrics = Metrics() if state is None else state.metrics
@@ -89,6 +82,11 @@ class Server:
         """The port of the metrics."""
         return 0 if self._metrics_server is None else self._metrics_server.port
 
+    @property
+    def release(self) -> str:
+        """The release that answers."""
+        return self._replica.release
+
     async def start(self) -> int:
         """Listen, warm up, and only then say SERVING.
 
@@ -96,54 +94,188 @@ class Server:
             The port.
 
         Raises:
-            ConfigError: if the address cannot be listened on.
+            ConfigError: if the address cannot be listened on, or not safely.
             RecallError: if a scene cannot answer at all.
         """
-        services = (SERVICE,) if self._state is None else (SERVICE, INGEST_SERVICE)
-        for name in ("", *services):
+        await self._prepare_services()
+        port = await self._open_port()
+        try:
+            await asyncio.to_thread(warm_up, self._config, self._replica, self._state)
+        except BaseException:
+            await self.stop(0)
+            raise
+        await self._begin(port)
+        return port
+
+    async def warm(self) -> None:
+        """Do all of `start` that needs no port; then call `listen`, or `stop`. For a server that shares its port.
+
+        The system gives connections to whoever listens, so a server that shares must not before it can answer.
+
+        Raises:
+            ConfigError, RecallError: as `start`.
+        """
+        await self._prepare_services()
+        await asyncio.to_thread(warm_up, self._config, self._replica, self._state)
+
+    async def listen(self) -> int:
+        """Do the rest of `start` after `warm`; return the port.
+
+        Raises:
+            ConfigError: if the address cannot be listened on.
+        """
+        port = await self._open_port()
+        await self._begin(port)
+        return port
+
+    async def _prepare_services(self) -> None:
+        """Make the gRPC server and what is behind it; nobody can connect yet."""
+        for name in ("", *self._services):
             await self._health.set(name, _NOT_SERVING)
         settings = self._config.server
-        self._server = grpc.aio.server(options=OPTIONS)
-        port = _listen(self._server, settings.host, settings.port)
-        if settings.metrics_port:
-            self._metrics_server = self.metrics.serve(settings.host, settings.metrics_port)
-        self._batcher = Batcher(self._replica, settings.max_batch, settings.max_queue, self._observe)
-        handlers = [RecallService(self._config, self._batcher).handlers()]
+        self._secured = security.credentials(self._config)
+        # Two servers on one port share its connections by chance; unless that is meant, a taken port is an error.
+        options = [("grpc.so_reuseport", int(self._shared_port)), *security.options(self._config)]
+        options += overload_options(self._config.overload)
+        if self._shared_port and settings.max_connection_age_seconds:
+            # Connections stay where they began: only when they end can a worker that came later get its share.
+            options.append(("grpc.max_connection_age_ms", round(settings.max_connection_age_seconds * 1000)))
+        self._server = grpc.aio.server(
+            options=options,
+            interceptors=security.interceptors(self._config),
+        )
+        self._batcher = Batcher(
+            self._replica, settings.max_batch, settings.max_queue, self._observe, self._config.overload
+        )
+        self.metrics.watch(self._batcher.admission)
+        self._telemetry = Telemetry(self._config.telemetry, self.metrics.telemetry_dropped.inc)
+        handlers = [
+            RecallService(self._config, self._batcher, self.metrics, self._telemetry.traces).handlers()
+        ]
         if self._state is not None:
             kind = self._replica.catalogue.id_type
-            self._ingest = IngestService(self._config, kind, self._state.users, self._state.log, self.metrics)
+            share = self._config.telemetry.impressions
+            self._impressions = Impressions(self._state.store, share, self.metrics) if share else None
+            self._ingest = IngestService(
+                self._config, kind, self._state.users, self._state.log, self.metrics, self._impressions
+            )
             self._recalls = Recalls(self._state.users, self.metrics)
             handlers.append(self._ingest.handlers())
         self._server.add_generic_rpc_handlers(handlers)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = (*services, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
-        await self._server.start()
+
+    async def _open_port(self) -> int:
+        settings = self._config.server
         try:
-            await asyncio.to_thread(self._warm_up)
+            port = _listen(self._server, settings.host, settings.port, self._secured)
+            if settings.metrics_port:
+                self._metrics_server = self.metrics.serve(settings.metrics_host, settings.metrics_port)
         except BaseException:
             await self.stop(0)
             raise
+        await self._server.start()
+        return port
+
+    async def _begin(self, port: int) -> None:
+        """Follow the live log, and say SERVING."""
+        self._follow()
+        for name in ("", *self._services):
+            await self._health.set(name, _SERVING)
+        log.info("release %s: listening on %s:%d", self.release, self._config.server.host, port)
+
+    @property
+    def _services(self) -> tuple[str, ...]:
+        return (SERVICE,) if self._state is None else (SERVICE, INGEST_SERVICE)
+
+    def _follow(self) -> None:
         if self._state is not None:
             self._tail = Tail(self._replica, self._state.log, self._batcher.between, self.metrics)
             self._tail.start()
-        for name in ("", *services):
-            await self._health.set(name, _SERVING)
-        if settings.host not in ("127.0.0.1", "::1", "localhost"):
-            log.warning(
-                "%s is open to others, and there is neither encryption nor a check of who calls",
-                settings.host,
-            )
-        log.info("release %s: listening on %s:%d", self._replica.release, settings.host, port)
-        return port
 
-    def _warm_up(self) -> None:
-        warm_up(self._replica)
-        if self._state is not None:
-            try:
-                rehearse(self._config, self._replica, self._state)
-            except Exception as error:
-                raise RecallError(f"live state cannot be served: {error!r}") from error
+    async def alive(self) -> None:
+        """Return once the compute thread has been between two batches: later than a batch takes, something hangs."""
+        await asyncio.wrap_future(self._batcher.between(lambda: None))
+
+    async def prepare(self, store: SnapshotStore, release: str) -> None:
+        """Load another release beside the one that answers, take in the live log, and warm it up: for `swap`.
+
+        Snapshots that both releases name are opened once. What was prepared before is let go.
+
+        Args:
+            store: where it is.
+            release: its name; somebody has compared its checksums.
+
+        Raises:
+            SnapshotError, ConfigError, StateError: as `Replica.open_release`.
+            RecallError: its ids are of another kind, or a scene cannot answer.
+        """
+        self.abandon()
+        self._next = await asyncio.to_thread(self._successor, store, release)
+
+    def _successor(self, store: SnapshotStore, release: str) -> Replica:
+        before = self._replica
+        replica = Replica.open_release(self._config, store, release, self._state, before)
+        kind, known = replica.catalogue.id_type, before.catalogue.id_type
+        try:
+            if kind != known:
+                raise RecallError(
+                    f"release {release} has ids of type {kind}, not {known}; that needs a restart"
+                )
+            warm_up(self._config, replica, self._state)
+        except BaseException:
+            replica.close()
+            raise
+        return replica
+
+    async def swap(self) -> None:
+        """Have the prepared release answer from the next batch on, and let the one before go.
+
+        It first takes in what the live log brought meanwhile, so that no answer knows less of it than the ones before.
+
+        Raises:
+            RecallError: nothing is prepared; the release that answers stays.
+        """
+        replica, self._next = self._next, None
+        if replica is None:
+            raise RecallError("no release is prepared")
+        await asyncio.to_thread(self._level, replica)
+        before = self._replica
+        await asyncio.wrap_future(self._batcher.between(lambda: self._put_in_service(replica)))
+        tail, self._tail = self._tail, None
+        self._follow()
+        log.info("release %s answers", replica.release)
+        if tail is not None:
+            await asyncio.to_thread(tail.close, _PATIENCE_SECONDS)
+        before.close()
+
+    def abandon(self) -> None:
+        """Let go what was prepared."""
+        if self._next is not None:
+            self._next.close()
+        self._next = None
+
+    def _level(self, replica: Replica) -> bool:
+        """Take in what the live log has; whether it could be read."""
+        if self._state is None:
+            return True
+        try:
+            replica.catch_up(self._state.log)
+        except StateError as error:
+            log.warning(
+                "release %s lacks the newest items until the live log can be read: %s", replica.release, error
+            )
+            return False
+        return True
+
+    def _put_in_service(self, replica: Replica) -> None:
+        """Replace the replica: pipelines, catalogue and all; between two batches, on the thread that computes them."""
+        if self._state is not None and offset_key(replica.log_offset) < offset_key(self._replica.log_offset):
+            self._level(replica)
+        before = self._replica
+        self._batcher.replica = self._replica = replica
+        before.close()
 
     async def stop(self, grace: float) -> None:
         """Say NOT_SERVING, refuse new calls, let those in flight finish, and close.
@@ -156,17 +288,20 @@ class Server:
             await self._ingest.close(max(grace, _PATIENCE_SECONDS))
         await self._server.stop(grace)
         await self._batcher.close(_PATIENCE_SECONDS)
-        for thread in (self._tail, self._recalls):
+        for thread in (self._tail, self._recalls, self._impressions, self._telemetry):
             if thread is not None:
                 await asyncio.to_thread(thread.close, _PATIENCE_SECONDS)
         if self._metrics_server is not None:
             await asyncio.to_thread(self._metrics_server.close)
 
-    def _observe(self, scene: str, pipeline: Pipeline, run: Run) -> None:
+    def _observe(self, answered: Answered) -> None:
         """Note what became of a batch; on the compute thread, when its answers are on their way."""
-        self.metrics.count(scene, pipeline, run)
+        self.metrics.count(answered)
+        self._telemetry.note(answered)
         if self._recalls is not None:
-            self._recalls.note(pipeline, run, self._replica.catalogue.columns.keys)
+            self._recalls.note(answered.pipeline, answered.run, self._replica.catalogue.columns.keys)
+        if self._impressions is not None:
+            self._impressions.answered(answered, self._replica.catalogue.columns.keys)
 
 
 class _Health(health.aio.HealthServicer):  # type: ignore[name-defined,misc]
@@ -244,63 +379,13 @@ async def serve(
             loop.remove_signal_handler(number)
 
 
-def run_server(config: Config, store: SnapshotStore, ready: Callable[[int], None] | None = None) -> int:
-    """Open the newest sound release and serve it until SIGTERM or SIGINT: the command line's `serve`.
-
-    Args:
-        config: the configuration.
-        store: where the releases are.
-        ready: called with the port when the server is up and healthy.
-
-    Returns:
-        The exit status, 0.
-
-    Raises:
-        SnapshotError, ConfigError: as `Replica.open`; ConfigError too if the address cannot be listened on.
-        StateError: if the state store cannot be had.
-    """
-    with open_state(config) as state:
-        replica = Replica.open(config, store, state=state)
-        asyncio.run(serve(config, replica, ready, state=state))
-    return 0
-
-
-def warm_up(replica: Replica) -> None:
-    """Run a few requests through every scene, so that every kernel is compiled before the first caller comes.
-
-    Raises:
-        RecallError: if a scene cannot answer.
-    """
-    catalogue = replica.catalogue
-    guest = Request()
-    requests = [guest]
-    if len(catalogue.users) and len(catalogue.items):
-        user = catalogue.users.ids(np.zeros(1, np.int32)).tolist()[0]
-        item = catalogue.items.ids(np.zeros(1, np.int32))
-        recent = RecentItems(
-            ids=item,
-            points=np.ones(1, np.float32),
-            timestamps=np.zeros(1, np.int64),
-            kinds=np.zeros(1, np.int64),
-            override=False,
-        )
-        requests += [Request(user_id=user), Request(user_id=user, recent=recent, excluded=item)]
-    for scene, pipeline in replica.pipelines.items():
-        # One alone and several together go through different code.
-        for batch in (*([request] for request in requests), requests):
-            try:
-                run = pipeline.run(batch)
-                encoder = ResponseEncoder(replica, pipeline, run)
-                for q in range(len(batch)):
-                    encoder.response(q, "warm-up", True)
-            except Exception as error:
-                raise RecallError(f"scene {scene!r} cannot answer: {error!r}") from error
-
-
-def _listen(server: grpc.aio.Server, host: str, port: int) -> int:
+def _listen(server: grpc.aio.Server, host: str, port: int, secured: grpc.ServerCredentials | None) -> int:
     address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     try:
-        bound = server.add_insecure_port(address)
+        if secured is None:
+            bound = server.add_insecure_port(address)
+        else:
+            bound = server.add_secure_port(address, secured)
     except RuntimeError as error:
         raise ConfigError(f"cannot listen on {address}: {_why(host, port)}", "server.port") from error
     return bound

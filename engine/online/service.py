@@ -6,6 +6,7 @@ import itertools
 import math
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 import grpc
@@ -15,11 +16,19 @@ from google.rpc import error_details_pb2, status_pb2
 from recall.v1 import recall_pb2 as pb
 
 from engine.config import Config
-from engine.core.errors import RequestError, StateUnavailableError
+from engine.core.errors import RecallError, RequestError, StateUnavailableError
+from engine.online.admission import Admission
 from engine.online.batcher import Batcher, ClosedError, ComputeError, DeadlinePassedError, QueueFullError
+from engine.online.metrics import Metrics
+from engine.online.telemetry import sampled_trace
 from engine.online.wire import parse
 
 SERVICE = pb.DESCRIPTOR.services_by_name["RecallService"].full_name
+
+METHOD = f"/{SERVICE}/Recall"
+
+PUSHBACK = "grpc-retry-pushback-ms"
+"""The trailing metadata key by which gRPC's clients learn when to try again, where they are set to retry at all."""
 
 STATUS_DETAILS = "grpc-status-details-bin"
 """The trailing metadata key that carries a google.rpc.Status, by gRPC's convention."""
@@ -30,13 +39,32 @@ _MAX_MESSAGE_BYTES = 512
 _MAX_VIOLATIONS_BYTES = 3072
 
 
+_CODES: Mapping[type[RecallError], grpc.StatusCode] = {
+    DeadlinePassedError: grpc.StatusCode.DEADLINE_EXCEEDED,
+    ClosedError: grpc.StatusCode.UNAVAILABLE,
+    StateUnavailableError: grpc.StatusCode.UNAVAILABLE,
+    ComputeError: grpc.StatusCode.INTERNAL,
+}
+
+
 class RecallService:
     """Answers the Recall RPC."""
 
-    def __init__(self, config: Config, batcher: Batcher) -> None:
-        """Take the configuration (limits, scenes, events) and what computes."""
+    def __init__(
+        self, config: Config, batcher: Batcher, metrics: Metrics | None = None, traces: bool = False
+    ) -> None:
+        """Take what is needed.
+
+        Args:
+            config: limits, scenes, events.
+            batcher: what computes.
+            metrics: told of calls that fail.
+            traces: whether the caller's trace context is looked for.
+        """
         self._config = config
         self._batcher = batcher
+        self._metrics = metrics
+        self._traces = traces
         # Random once, then counted: a random id per request would cost a system call each.
         self._run_id = secrets.token_hex(6)
         self._numbers = itertools.count(1)
@@ -47,8 +75,7 @@ class RecallService:
         Requests come as bytes, so that one that is no message is refused as INVALID_ARGUMENT and not as a
         failure of ours; responses are bytes already.
         """
-        method = grpc.unary_unary_rpc_method_handler(self.recall)
-        return grpc.method_handlers_generic_handler(SERVICE, {"Recall": method})
+        return _Handlers(self, self._batcher.admission)
 
     async def recall(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
         """Answer one request.
@@ -60,29 +87,64 @@ class RecallService:
         Returns:
             A serialized RecallResponse.
         """
+        now = time.monotonic()
         left = context.time_remaining()
-        deadline = math.inf if left is None else time.monotonic() + left
+        deadline = math.inf if left is None else now + left
+        refusal = self._batcher.admission.refusal(deadline, now)
+        if refusal:
+            await self._turn_away(context, refusal)
         try:
             message = pb.RecallRequest.FromString(data)
             id_kind = self._batcher.replica.catalogue.id_type
             scene, request = parse(message, self._config, id_kind, deadline, int(time.time()))
         except DecodeError:
+            self._count(grpc.StatusCode.INVALID_ARGUMENT)
             await refuse(context, RequestError([("", "expected a serialized recall.v1.RecallRequest")]))
         except RequestError as error:
+            self._count(grpc.StatusCode.INVALID_ARGUMENT)
             await refuse(context, error)
         request_id = message.request_id or f"{self._run_id}-{next(self._numbers)}"
+        trace = sampled_trace(context.invocation_metadata()) if self._traces else ""
         try:
-            return await self._batcher.submit(scene, request, request_id, message.debug)
+            return await self._batcher.submit(scene, request, request_id, message.debug, trace)
         except QueueFullError as error:
-            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-        except DeadlinePassedError as error:
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, str(error))
-        except ClosedError as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-        except StateUnavailableError as error:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
-        except ComputeError as error:
-            await context.abort(grpc.StatusCode.INTERNAL, str(error))
+            await self._turn_away(context, str(error))
+        except RecallError as error:
+            code = _CODES.get(type(error), grpc.StatusCode.INTERNAL)
+            self._count(code)
+            await context.abort(code, str(error))
+
+    def _count(self, code: grpc.StatusCode) -> None:
+        if self._metrics is not None:
+            self._metrics.calls_failed.labels(code.name).inc()
+
+    async def shed(self, stream: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> NoReturn:
+        """Refuse a call without reading its request."""
+        del stream
+        await self._turn_away(context, "the requests in flight are not getting fewer; try again later")
+
+    async def _turn_away(self, context: grpc.aio.ServicerContext[bytes, bytes], text: str) -> NoReturn:
+        self._count(grpc.StatusCode.RESOURCE_EXHAUSTED)
+        pushback = str(self._batcher.admission.pushback_ms())
+        await context.abort(
+            grpc.StatusCode.RESOURCE_EXHAUSTED, text, trailing_metadata=((PUSHBACK, pushback),)
+        )
+
+
+class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # the stubs alone are generic
+    """Finds the method of a call; at the limit on requests in flight it takes its time (`Admission.room`)."""
+
+    def __init__(self, service: RecallService, admission: Admission) -> None:
+        self._admission = admission
+        self._recall = grpc.unary_unary_rpc_method_handler(service.recall)
+        # Of a stream nothing is read before its handler asks for it.
+        self._shed = grpc.stream_stream_rpc_method_handler(service.shed)
+
+    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return what answers a call, None for a method of another service."""
+        if details.method != METHOD:
+            return None
+        return self._recall if self._admission.room() else self._shed
 
 
 async def refuse(context: grpc.aio.ServicerContext[bytes, bytes], error: RequestError) -> NoReturn:

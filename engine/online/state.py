@@ -117,7 +117,7 @@ def open_state(config: Config, begin: bool = True) -> Iterator[State | None]:
     Raises:
         StateError: it cannot be had.
     """
-    url = state_url(config.state.url)
+    url = state_url(config.state.url, config.state.password_file)
     folder = config.store.path / FOLDER
     if url == NONE or (not url and not begin and not folder.is_dir()):
         yield None

@@ -235,8 +235,9 @@ def _quotas(
 
 
 def _device(context: pb.Context, bad: _Violations) -> dict[str, str]:
-    device = dict(context.device)
-    if device and _check_count(len(device), MAX_DEVICE, "context.device", bad):
+    device: dict[str, str] = {}
+    if context.device and _check_count(len(context.device), MAX_DEVICE, "context.device", bad):
+        device.update(context.device)
         for key, value in device.items():
             at = f"context.device[{shown(key)}]"
             _check_text(key, MAX_TEXT_BYTES, at, bad)

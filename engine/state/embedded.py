@@ -265,6 +265,9 @@ class EmbeddedStore:
             "appendonly": "yes",
             "appendfsync": self._durability,
             "aof-load-truncated": "yes",
+            # Hashes and bits do not compress, and a rewrite takes the processor from those who write meanwhile.
+            "auto-aof-rewrite-min-size": "128mb",
+            "rdbcompression": "no",
             "save": "",
             "maxmemory-policy": "noeviction",
         }

@@ -40,12 +40,12 @@ class ExposureBackend(Protocol):
     def slice_numbers(self, now: float) -> list[int]:
         """Return the slices to read at this moment, newest first; [] where they are not in the store."""
 
-    def view(self, users: Sequence[bytes], values: Sequence[Sequence[bytes | None]]) -> Exposure:
+    def view(self, users: Sequence[bytes], bits: ExposureBits) -> Exposure:
         """Return what the users of a batch were shown.
 
         Args:
             users: [n], the user's tag; b"" for a guest, to whom nothing was shown.
-            values: [n], the slice values of each as read from the store; [] where they are not there.
+            bits: theirs, as read from the store; none where they are not there.
         """
 
     def record(self, user: bytes, keys: Int64Array, now: float) -> None:
@@ -78,10 +78,10 @@ class BitsBackend:
         newest = self.slice_number(now + CLOCK_TOLERANCE)
         return list(range(newest, newest - self._slices - 2, -1))
 
-    def view(self, users: Sequence[bytes], values: Sequence[Sequence[bytes | None]]) -> ExposureBits:
-        """Return the bits of a batch's users, ready to be asked."""
+    def view(self, users: Sequence[bytes], bits: ExposureBits) -> ExposureBits:
+        """Return the bits."""
         del users
-        return ExposureBits.of(values)
+        return bits
 
     def record(self, user: bytes, keys: Int64Array, now: float) -> None:
         """Do nothing: the bits are written with the rest of the report."""
@@ -126,9 +126,9 @@ class PybloomBackend:
         self._forget(now)
         return []
 
-    def view(self, users: Sequence[bytes], values: Sequence[Sequence[bytes | None]]) -> PybloomExposure:
+    def view(self, users: Sequence[bytes], bits: ExposureBits) -> PybloomExposure:
         """Return the filters of a batch's users."""
-        del values
+        del bits
         with self._lock:
             return PybloomExposure(
                 [list(self._users[user].values()) if user in self._users else [] for user in users],

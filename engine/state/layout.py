@@ -28,7 +28,10 @@ RECORD = np.dtype(
 | `:p` | `ITEM`                               | 1                              |
 """
 
-RECENT, FOLLOWS, DISLIKES, LEFTOVERS, CITIES, EVENT_IDS = b"r", b"f", b"d", b"c", b"p", b"i"
+ANSWERS = b"a"
+"""A list of the newest answers, kept of a share of the users to credit impressions (`engine.online.impressions`)."""
+
+RECENT, FOLLOWS, DISLIKES, LEFTOVERS, CITIES, EVENT_IDS = b"r", b"f", b"d", b"c", b"p", b"e"
 
 ITEM: Final = 1
 AUTHOR: Final = 2

@@ -15,9 +15,11 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeAlias
-from urllib.parse import urlsplit
+from itertools import chain
+from typing import Any, Self, TypeAlias, TypeVar
+from urllib.parse import quote, urlsplit
 
+import numpy as np
 from hiredis import pack_command
 from redis import connection as redis_connection
 from redis.backoff import NoBackoff
@@ -37,11 +39,14 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from engine.core.errors import StateError, StateUnavailableError
+from engine.state.replies import OtherReplyError, Values, receive_values
 
 Argument: TypeAlias = bytes | str | int | float
 Command: TypeAlias = Sequence[Argument]
 Connection: TypeAlias = Any
 """A connection of redis-py, whose methods have no types."""
+
+Answer = TypeVar("Answer")
 
 _redis: Any = redis_connection
 
@@ -54,10 +59,12 @@ COMMAND_SECONDS = 5.0
 REST_SECONDS = 0.25
 """How long a node that failed is not asked again."""
 
+_UNREADABLE = "(unreadable URL)"
 _SLOTS = 16384
 
-_PIECE = 128
+_PIECE = 16
 """Commands sent together."""
+
 _REDIRECTS = 8
 _SCHEMES = {
     "redis": "redis",
@@ -74,9 +81,33 @@ _PASSING_WORDS = ("MISCONF", "NOREPLICAS", "BUSY")
 _log = logging.getLogger(__name__)
 
 
-def state_url(configured: str) -> str:
-    """Return the URL of the state store: the environment's RECALL_STATE_URL, or what the configuration says."""
-    return os.environ.get(URL_VARIABLE) or configured
+def state_url(configured: str, password_file: str = "") -> str:
+    """Return the URL of the state store: the environment's RECALL_STATE_URL, or what the configuration says.
+
+    Args:
+        configured: `state.url`.
+        password_file: a file whose first line is the password, instead of one in the URL; empty: none.
+
+    Raises:
+        StateError: the file cannot be read, or there is no URL that the password could be for.
+    """
+    url = os.environ.get(URL_VARIABLE) or configured
+    if not password_file:
+        return url
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        raise StateError("state.password_file is set, but no URL of a store that asks for a password")
+    try:
+        with open(password_file, encoding="utf-8") as file:
+            password = file.readline().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise StateError(f"state.password_file: {password_file} cannot be read: {why}") from None
+    if not password:
+        raise StateError(f"state.password_file: the first line of {password_file} is empty")
+    before, at, where = rest.rpartition("@")
+    user = before.partition(":")[0] if at else ""
+    return f"{scheme}://{user}:{quote(password, safe='')}@{where}"
 
 
 def address_of(url: str) -> str:
@@ -84,9 +115,11 @@ def address_of(url: str) -> str:
     try:
         parts = urlsplit(url)
         where = parts.path if parts.scheme == "unix" else (parts.netloc.rpartition("@")[2] or "localhost")
+        # A password that is not percent-encoded may end what is taken for the host.
+        broken = bool(parts.netloc) and "@" in f"{parts.path}{parts.query}{parts.fragment}"
     except ValueError:
-        return "(unreadable URL)"
-    return f"{parts.scheme}://{where}"
+        broken = True
+    return _UNREADABLE if broken else f"{parts.scheme}://{where}"
 
 
 @dataclass(frozen=True)
@@ -155,12 +188,17 @@ class _Node:
                 idle.pop().disconnect()
 
 
+_Part: TypeAlias = tuple[_Node, Iterable[bytes], Callable[[Connection], Answer]]
+"""A node, what is sent to it, and what reads its answer."""
+
+
 class StateStore:
     """A connection to the state store; safe to use from several threads.
 
     Attributes:
         prefix: stands before every key.
         address: where the store is, without credentials.
+        clustered: whether it is a cluster, in which a script sees keys of one slot only.
     """
 
     def __init__(self, url: str, prefix: str, timeout_ms: float) -> None:
@@ -168,7 +206,7 @@ class StateStore:
         self.prefix = prefix
         self.address = address_of(url)
         self._timeout = timeout_ms / 1000
-        scheme = urlsplit(url).scheme if "://" in url else ""
+        scheme = url.partition("://")[0].lower() if "://" in url else ""
         if scheme not in _SCHEMES:
             raise StateError(
                 f"the state store's URL must begin with {', '.join(f'{name}://' for name in _SCHEMES)}"
@@ -178,6 +216,7 @@ class StateStore:
         self._cluster = (
             _Cluster(options, connection_class, self.address) if scheme.endswith("+cluster") else None
         )
+        self.clustered = self._cluster is not None
         self._node = _Node(self.address, options, connection_class)
         self._templates: dict[tuple[int, tuple[bytes, ...]], bytes] = {}
 
@@ -268,7 +307,7 @@ class StateStore:
                 replies[at] = reply
         return replies
 
-    def mget_users(self, users: Sequence[bytes], suffixes: Sequence[bytes]) -> list[bytes | None]:
+    def mget_users(self, users: Sequence[bytes], suffixes: Sequence[bytes]) -> Values:
         """Read some keys of several users in one round trip (per node of a cluster).
 
         Args:
@@ -276,26 +315,37 @@ class StateStore:
             suffixes: what to read of each user, in this order.
 
         Returns:
-            the values of the first user, then those of the next, ...; None where there is no such key.
+            the values of the first user, then those of the next, ...; of everyone, or an error is raised.
 
         Raises:
             StateUnavailableError: if the store does not answer within `timeout_ms`.
         """
         if not users:
-            return []
+            return Values.of([])
         kinds = tuple(suffixes)
         if self._cluster is not None:
-            replies = self._cluster.run(
-                [("MGET", *(b"%s:%s" % (user, suffix) for suffix in kinds)) for user in users], self._timeout
-            )
-        else:
-            packed = [b"*%d\r\n$4\r\nMGET\r\n" % (len(users) * len(kinds) + 1)]
-            packed += [self._template(len(user), kinds).replace(b"\0", user) for user in users]
-            replies = _exchange_packed(self._node, b"".join(packed), self._timeout)
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise self.refused(reply)
-        return replies[0] if len(replies) == 1 else [value for reply in replies for value in reply]
+            return self._of_cluster(self._cluster, users, kinds)
+        packed = [b"*%d\r\n$4\r\nMGET\r\n" % (len(users) * len(kinds) + 1)]
+        packed += [self._template(len(user), kinds).replace(b"\0", user) for user in users]
+        read = functools.partial(_values, arrays=1, width=len(users) * len(kinds))
+        reply = _converse([(self._node, [b"".join(packed)], read)], self._timeout)[0]
+        if isinstance(reply, Exception):
+            raise self.refused(reply)
+        return reply
+
+    def _of_cluster(self, cluster: _Cluster, users: Sequence[bytes], suffixes: tuple[bytes, ...]) -> Values:
+        """Read users who may be on several nodes, each on one."""
+        commands: list[Command] = [
+            [b"MGET", *(b"%s:%s" % (user, suffix) for suffix in suffixes)] for user in users
+        ]
+        values = cluster.values(commands, len(suffixes), self._timeout)
+        if values is None:  # slots are on their way, perhaps: this follows them
+            replies = cluster.run(commands, self._timeout)
+            for reply in replies:
+                if isinstance(reply, Exception):
+                    raise self.refused(reply)
+            values = Values.of(chain.from_iterable(replies))
+        return values
 
     def _template(self, length: int, suffixes: tuple[bytes, ...]) -> bytes:
         """Return the packed keys of any user whose name is `length` bytes long, a NUL in its place."""
@@ -389,17 +439,10 @@ class _Cluster:
         replies: list[Any] = [None] * len(commands)
         waiting = list(range(len(commands)))
         for attempt in range(_REDIRECTS):
-            by_node: dict[int, tuple[_Node, list[int]]] = {}
-            for at in waiting:
-                node = self._node_of(commands[at], timeout)
-                by_node.setdefault(id(node), (node, []))[1].append(at)
-            parts = list(by_node.values())
-            try:
-                answers = _exchange([(node, [commands[at] for at in mine]) for node, mine in parts], timeout)
-            except StateUnavailableError:
-                # Perhaps another node has taken the place of the one that failed: the next call shall know.
-                self._refresh_quietly(timeout)
-                raise
+            parts = self._parts(commands, waiting, timeout)
+            answers = self._asked(
+                [(node, *_plainly([commands[at] for at in mine])) for node, mine in parts], timeout
+            )
             for (_node, mine), answer in zip(parts, answers, strict=True):
                 for at, reply in zip(mine, answer, strict=True):
                     replies[at] = reply
@@ -425,6 +468,44 @@ class _Cluster:
                 self._refresh_quietly(timeout)
         return replies
 
+    def values(self, commands: Sequence[Command], width: int, timeout: float) -> Values | None:
+        """Run MGETs of `width` keys, each on the node that has its keys; None where one has an error for an answer."""
+        if not self._known:
+            self.refresh(timeout)
+        parts = self._parts(commands, range(len(commands)), timeout)
+        asked = [
+            (
+                node,
+                _pieces([commands[at] for at in mine]),
+                functools.partial(_values, arrays=len(mine), width=width),
+            )
+            for node, mine in parts
+        ]
+        found = []
+        for answer, (_node, mine) in zip(self._asked(asked, timeout), parts, strict=True):
+            if isinstance(answer, Exception):
+                return None
+            found.append((answer, np.add.outer(np.array(mine) * width, np.arange(width)).reshape(-1)))
+        return Values.joined(found)
+
+    def _parts(
+        self, commands: Sequence[Command], which: Iterable[int], timeout: float
+    ) -> list[tuple[_Node, list[int]]]:
+        """Return which of some commands are for which node."""
+        by_node: dict[int, tuple[_Node, list[int]]] = {}
+        for at in which:
+            node = self._node_of(commands[at], timeout)
+            by_node.setdefault(id(node), (node, []))[1].append(at)
+        return list(by_node.values())
+
+    def _asked(self, parts: Sequence[_Part[Answer]], timeout: float) -> list[Answer]:
+        try:
+            return _converse(parts, timeout)
+        except StateUnavailableError:
+            # Perhaps another node has taken the place of the one that failed: the next call shall know.
+            self._refresh_quietly(timeout)
+            raise
+
     def _node_of(self, command: Command, timeout: float) -> _Node:
         key = _key_of(command)
         node = next(iter(self._known.values())) if key is None else self._slots[key_slot(key)]
@@ -442,42 +523,27 @@ class _Cluster:
 
 def _exchange(parts: Sequence[tuple[_Node, Sequence[Command]]], timeout: float) -> list[list[Any]]:
     """Send each node its commands, then read all replies: as many round trips as there are nodes, at the same time."""
+    return _converse([(node, *_plainly(commands)) for node, commands in parts], timeout)
+
+
+def _converse(parts: Sequence[_Part[Answer]], timeout: float) -> list[Answer]:
+    """Send each node what is for it, then read what each answers."""
     connections: list[Connection] = []
-    answers: list[list[Any]] = []
-    done = 0
+    answers: list[Answer] = []
     try:
-        for node, commands in parts:
+        for node, pieces, _read in parts:
             connection = node.take(timeout)
             connections.append(connection)
             with _blaming(node, timeout):
-                # In pieces, so that the node works on the first while the next is packed.
-                for start in range(0, len(commands), _PIECE):
-                    piece = _pack(commands[start : start + _PIECE])
-                    connection.send_packed_command(piece, check_health=False)
-        for (node, commands), connection in zip(parts, connections, strict=True):
+                connection.send_packed_command(pieces, check_health=False)
+        for (node, _pieces, read), connection in zip(parts, connections, strict=True):
             with _blaming(node, timeout):
-                answers.append([_reply(connection) for _ in commands])
+                answers.append(read(connection))
             node.give(connection, timeout)
-            done += 1
     finally:
-        for connection in connections[done:]:
+        for connection in connections[len(answers) :]:
             connection.disconnect()
     return answers
-
-
-def _exchange_packed(node: _Node, packed: bytes, timeout: float) -> list[Any]:
-    """Send one node a packed command and read its reply."""
-    connection = node.take(timeout)
-    try:
-        connection.send_packed_command([packed], check_health=False)
-        answer = [_reply(connection)]
-    except BaseException as error:
-        connection.disconnect()
-        if isinstance(error, (RedisError, OSError)):
-            raise node.failed(error, timeout) from None
-        raise
-    node.give(connection, timeout)
-    return answer
 
 
 class _blaming:  # noqa: N801 - reads as a clause
@@ -495,9 +561,17 @@ class _blaming:  # noqa: N801 - reads as a clause
             raise self._node.failed(error, self._timeout) from None
 
 
-def _pack(commands: Sequence[Command]) -> list[bytes]:
-    # Without the look at every word that redis-py takes first: that is five times slower.
-    return [b"".join([pack_command(tuple(command)) for command in commands])]  # type: ignore[arg-type]
+def _plainly(commands: Sequence[Command]) -> tuple[Iterable[bytes], Callable[[Connection], list[Any]]]:
+    """Return commands as they are sent, and what reads a list of their replies."""
+    return _pieces(commands), lambda connection: [_reply(connection) for _ in commands]
+
+
+def _pieces(commands: Sequence[Command]) -> Iterable[bytes]:
+    # In pieces, so that the node works on the first while the next is packed. Without the look at every word that
+    # redis-py takes first: that is five times slower.
+    for start in range(0, len(commands), _PIECE):
+        piece = commands[start : start + _PIECE]
+        yield b"".join([pack_command(tuple(command)) for command in piece])  # type: ignore[arg-type]
 
 
 def _reply(connection: Connection) -> Any:
@@ -505,6 +579,19 @@ def _reply(connection: Connection) -> Any:
         return connection.read_response(disable_decoding=True, disconnect_on_error=False)
     except ResponseError as error:
         return error
+
+
+def _values(connection: Connection, arrays: int, width: int) -> Values | Exception:
+    """Read arrays of values past redis-py, which has read all else to the end; or the first error among them."""
+    try:
+        return receive_values(connection._sock, arrays, width)
+    except TimeoutError:
+        raise RedisTimeoutError("Timeout reading from socket") from None
+    except OtherReplyError as other:
+        # To redis-py with it, which tells errors apart.
+        connection._parser._reader.feed(other.content)
+        replies = [_reply(connection) for _ in range(arrays - other.arrays)]
+        return next((reply for reply in replies if isinstance(reply, Exception)), ResponseError(str(other)))
 
 
 def _stale(connection: Connection) -> bool:
@@ -518,6 +605,8 @@ def _stale(connection: Connection) -> bool:
 def _options(url: str, address: str) -> dict[str, Any]:
     """Return what redis-py's connections are made with; errors never quote the URL."""
     try:
+        if address == _UNREADABLE:
+            raise ValueError
         options = dict(_redis.parse_url(url))
         options |= {
             "decode_responses": False,
@@ -533,7 +622,11 @@ def _options(url: str, address: str) -> dict[str, Any]:
         name = str(error).rpartition(" argument ")[2] or "?"
         raise StateError(f"the URL of the state store at {address} has an unknown option {name}") from None
     except (ValueError, RedisError) as error:
-        raise StateError(f"the URL of the state store at {address} is wrong: {_one_line(error)}") from None
+        why = _one_line(error)
+        if isinstance(error, ValueError) and not why.startswith("Invalid value for"):
+            # It may quote what it took for host and port, and that may be a part of the password.
+            why = "it cannot be taken apart; in user and password, percent-encode what is no letter or digit"
+        raise StateError(f"the URL of the state store at {address} is wrong: {why}") from None
     return options
 
 

@@ -1,11 +1,13 @@
-"""What happened to users on its way into the state store: collected per user, applied by one script call each."""
+"""What happened to users on its way into the state store: collected per user, applied by a script, many users a call."""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from operator import itemgetter
 from typing import Any, Literal
 
 import numpy as np
@@ -15,14 +17,8 @@ from engine.core.types import Float32Array, Int64Array
 from engine.state.exposure import ExposureBackend
 from engine.state.layout import (
     AUTHOR,
-    CITIES,
     CITIES_KEPT,
-    DISLIKES,
-    EVENT_IDS,
-    FOLLOWS,
     ITEM,
-    LEFTOVERS,
-    RECENT,
     RECORD,
     event_hash,
     slice_suffix,
@@ -37,12 +33,15 @@ _RECORD = struct.Struct("<qIfq")
 _OPERATION_RECORD = struct.Struct("<B8sIqIfq")
 _OPERATION_EXPOSURE = struct.Struct("<B8sIQq")
 _PROBE = struct.Struct("<Qq")
-_SETTINGS = struct.Struct("<12I")
+_SETTINGS = struct.Struct("<11I")
+_CLOCK = struct.Struct("<I")
+_LENGTHS = struct.Struct("<3I")
 
-_SUFFIXES = tuple(b":" + each for each in (RECENT, FOLLOWS, DISLIKES, LEFTOVERS, CITIES, EVENT_IDS))
+_CALL_BYTES = 4096
+"""What one call of the script takes, as long as it has more than one user: about a millisecond's work."""
 
-_CALL_BYTES = 64 * 1024
-"""Operations in one call of the script; a user of more gets several, so that others are answered in between."""
+_USER_BYTES = 64 * 1024
+"""Operations of one user in a call; a user of more gets several, so that others are answered in between."""
 
 _FEW = 8
 """Exposures up to which plain Python mixes their keys sooner than NumPy does."""
@@ -78,15 +77,6 @@ class CommitResult:
     duplicates: int
 
 
-class _UserWrites:
-    __slots__ = ("cities", "events", "operations")
-
-    def __init__(self) -> None:
-        self.operations: list[bytes] = []
-        self.cities: dict[int, int] = {}
-        self.events = 0
-
-
 class Writes:
     """What to write, grouped by user; the order of a user's events is kept.
 
@@ -95,13 +85,15 @@ class Writes:
     """
 
     def __init__(self) -> None:
-        self._users: dict[bytes, _UserWrites] = {}
+        self._operations: dict[bytes, list[bytes]] = {}
+        self._cities: dict[bytes, dict[int, int]] = {}
+        self._events = 0
         self.exposures: list[tuple[bytes, Sequence[int] | Int64Array]] = []
         """Who was shown what, for exposures that are kept elsewhere than in the store."""
 
     def __len__(self) -> int:
         """How many events there are."""
-        return sum(user.events for user in self._users.values())
+        return self._events
 
     def expose(self, user: bytes, keys: Sequence[int] | Int64Array, event: bytes = b"") -> None:
         """The user was shown items."""
@@ -153,13 +145,14 @@ class Writes:
 
     def city(self, user: bytes, city_key: int, time: int) -> None:
         """The user was in a city. Belongs to an event, and is none of its own."""
-        cities = self._user(user).cities
+        self._operations.setdefault(user, [])
+        cities = self._cities.setdefault(user, {})
         cities[city_key] = max(time, cities.get(city_key, time))
 
     def recalled(self, user: bytes, keys: Sequence[int] | Int64Array) -> None:
         """Leftovers were recalled. No event: nothing is lost but a count where it does not go in."""
         payload = np.asarray(keys, np.int64).tobytes()
-        self._user(user).operations.append(_OPERATION.pack(_RECALLED, bytes(8), len(payload)) + payload)
+        self._put(user, _OPERATION.pack(_RECALLED, bytes(8), len(payload)) + payload)
 
     def _record(
         self, where: int, user: bytes, key: int, kind: int, value: float, time: int, event: bytes
@@ -168,30 +161,56 @@ class Writes:
             user, _OPERATION_RECORD.pack(where, event_hash(event), RECORD.itemsize, key, kind, value, time)
         )
 
-    def _user(self, user: bytes) -> _UserWrites:
-        found = self._users.get(user)
-        if found is None:
-            found = self._users[user] = _UserWrites()
-        return found
-
     def _add(self, user: bytes, operation: bytes) -> None:
-        mine = self._user(user)
-        mine.operations.append(operation)
-        mine.events += 1
+        self._put(user, operation)
+        self._events += 1
 
-    def calls(self) -> list[tuple[bytes, bytes, bytes]]:
-        """Return (user, operations, records of cities) for every call of the script."""
-        calls = []
-        for user, mine in self._users.items():
-            cities = b"".join(_RECORD.pack(key, ITEM, 1.0, time) for key, time in mine.cities.items())
+    def _put(self, user: bytes, operation: bytes) -> None:
+        mine = self._operations.get(user)
+        if mine is None:
+            self._operations[user] = [operation]
+        else:
+            mine.append(operation)
+
+    def parts(self) -> Iterator[tuple[bytes, int, bytes, bytes]]:
+        """Yield (user, number of operations, these, records of cities); users of very much in several parts."""
+        for user, mine in self._operations.items():
+            cities = b""
+            if self._cities and user in self._cities:
+                cities = b"".join(
+                    _RECORD.pack(key, ITEM, 1.0, time) for key, time in self._cities[user].items()
+                )
+            if len(mine) == 1:
+                yield user, 1, mine[0], cities
+                continue
             first = size = 0
-            for at, operation in enumerate(mine.operations):
+            for at, operation in enumerate(mine):
                 size += len(operation)
-                if size > _CALL_BYTES and at > first:
-                    calls.append((user, b"".join(mine.operations[first:at]), b""))
+                if size > _USER_BYTES and at > first:
+                    yield user, at - first, b"".join(mine[first:at]), b""
                     first, size = at, len(operation)
-            calls.append((user, b"".join(mine.operations[first:]), cities))
-        return calls
+            yield user, len(mine) - first, b"".join(mine[first:]), cities
+
+
+class _Call:
+    """A call of the script while it is filled.
+
+    Attributes:
+        name: of the first user.
+        content: what the script takes.
+        size: its bytes.
+        operations: how many.
+        owners: (first operation, whose) of every run of operations that one caller wrote.
+    """
+
+    __slots__ = ("content", "name", "operations", "owners", "size")
+
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+        self.content: list[bytes] = []
+        self.size = 0
+        self.operations = 0
+        self.owners: list[tuple[int, int]] = []
 
 
 class UserStore:
@@ -207,6 +226,7 @@ class UserStore:
         """
         self._store = store
         self._exposure = exposure
+        self._head = user_prefix(store.prefix, b"")[:-1]
         self._script = Script(files("engine.state").joinpath("commit.lua").read_text("utf-8"))
         layout = exposure.layout
         self._settings = _SETTINGS.pack(
@@ -222,7 +242,6 @@ class UserStore:
             layout.planned if exposure.in_store else 0,
             layout.bits,
             layout.hashes,
-            0,
         )
 
     def commit(self, writes: Writes, now: float) -> CommitResult:
@@ -241,32 +260,49 @@ class UserStore:
 
     def commit_many(self, several: Sequence[Writes], now: float) -> list[CommitResult]:
         """Write what came from several callers in one go, in their order, and count for each; as `commit`."""
-        current = b":" + slice_suffix(self._exposure.slice_number(now) if self._exposure.in_store else 0)
-        ends: list[int] = []
-        calls: list[tuple[list[bytes], tuple[bytes, bytes, bytes]]] = []
-        for writes in several:
-            calls += [
-                (self._keys(user, current), (self._settings, operations, cities))
-                for user, operations, cities in writes.calls()
-            ]
-            ends.append(len(calls))
-        replies: list[Any] = self._store.run_script(self._script, calls) if calls else []
-        for reply in replies:
+        calls = self._calls(several)
+        slice_ = b":" + slice_suffix(self._exposure.slice_number(now) if self._exposure.in_store else 0)
+        settings = self._settings + _CLOCK.pack(int(now))
+        replies: list[Any] = self._store.run_script(
+            self._script,
+            [((call.name,), (settings, slice_, b"".join(call.content))) for call in calls],
+        )
+        duplicates = [0] * len(several)
+        for call, reply in zip(calls, replies, strict=True):
             if isinstance(reply, Exception):
                 raise self._store.refused(reply)
+            for number in reply:
+                # The last run that begins at the operation or before.
+                duplicates[call.owners[bisect_right(call.owners, number, key=itemgetter(0)) - 1][1]] += 1
         if not self._exposure.in_store:
             for writes in several:
                 for user, keys in writes.exposures:
                     self._exposure.record(user, np.asarray(keys, np.int64), now)
-        results: list[CommitResult] = []
-        for first, end, writes in zip([0, *ends], ends, several, strict=False):
-            duplicates = sum(replies[first:end])
-            results.append(CommitResult(len(writes) - duplicates, duplicates))
-        return results
+        return [
+            CommitResult(len(writes) - repeated, repeated)
+            for writes, repeated in zip(several, duplicates, strict=True)
+        ]
 
-    def _keys(self, user: bytes, current: bytes) -> list[bytes]:
-        prefix = user_prefix(self._store.prefix, user)
-        return [prefix + suffix for suffix in (*_SUFFIXES, current)]
+    def _calls(self, several: Sequence[Writes]) -> list[_Call]:
+        calls: list[_Call] = []
+        head, pack = self._head, _LENGTHS.pack
+        most = 0 if self._store.clustered else _CALL_BYTES
+        for owner, writes in enumerate(several):
+            call: _Call | None = None
+            if calls:
+                call = calls[-1]
+                call.owners.append((call.operations, owner))
+            for user, count, operations, cities in writes.parts():
+                size = len(user) + len(operations) + len(cities)
+                name = b"%s%s}" % (head, user)
+                if call is None or call.size + size > most:
+                    call = _Call(name)
+                    call.owners.append((0, owner))
+                    calls.append(call)
+                call.content += (pack(len(name), len(operations), len(cities)), name, operations, cities)
+                call.size += size
+                call.operations += count
+        return calls
 
 
 def _probes(keys: Sequence[int] | Int64Array) -> bytes:

@@ -11,22 +11,30 @@ class TestMyChannel(ChannelContract):
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
 import numpy as np
 
-from engine.core.candidates import CandidateBatch, FanOut, check_contract
-from engine.core.channel import Channel, gates
+from engine.core import channel as channels
+from engine.core.candidates import CandidateBatch, FanOut, check_contract, check_distinct, own_copy
+from engine.core.channel import Channel, gates, waits
 from engine.core.filter import Filter
 from engine.core.query import QueryBatch
-from engine.core.types import BoolArray, Int32Array
+from engine.core.types import AnyArray, BoolArray, Int32Array
 from engine.testing.world import random_batch
 
 
 def ask(channel: Channel, batch: QueryBatch, k: Int32Array) -> CandidateBatch:
-    """Ask a channel as the pipeline does: the gate first."""
+    """Ask a channel as the pipeline does: the gate first; one that is not inline gets arrays that cannot be written."""
+    if not channel.inline:
+        batch = batch.detached()
     if gates(channel):
         open_ = [channel.enable(batch.query(q)) for q in range(len(batch))]
         k = np.where(open_, k, 0).astype(np.int32)
-    return channel.recall_batch(batch, k)
+    answer = channels.ask(channel, batch, k)
+    return answer if channel.inline else own_copy(answer, k, type(channel).__name__)
 
 
 class ChannelContract:
@@ -64,9 +72,33 @@ class ChannelContract:
         """Within a query no row comes twice."""
         channel, batch = self.channel(), self.batch()
         answer = ask(channel, batch, np.full(len(batch), self.items, np.int32))
-        for q in range(len(batch)):
-            rows = answer.query(q).rows
-            assert np.unique(rows).size == rows.size
+        check_distinct(answer, type(channel).__name__)
+
+    def test_it_leaves_its_question_as_it_was(self) -> None:
+        """Whoever shares the batch reads the same arrays."""
+        channel, batch = self.channel(), self.batch()
+        k = np.full(len(batch), 5, np.int32)
+        before = batch.detached()
+        ask(channel, batch, k)
+        assert k.tolist() == [5] * len(batch)
+        for after, was in zip(_arrays(batch), _arrays(before), strict=True):
+            assert after.tobytes() == was.tobytes()
+
+    def test_its_answer_is_not_written_into_later(self) -> None:
+        """What it returned for one batch stays as it is while it answers the next."""
+        channel, batch = self.channel(), self.batch()
+        k = np.full(len(batch), self.items, np.int32)
+        first = ask(channel, batch, k)
+        was = [column.tobytes() for column in (first.rows, first.scores, first.triggers, first.offsets)]
+        ask(channel, batch.alone(len(batch) - 1), k[-1:])
+        assert [
+            column.tobytes() for column in (first.rows, first.scores, first.triggers, first.offsets)
+        ] == was
+
+    def test_an_inline_channel_waits_for_nothing(self) -> None:
+        """A coroutine has no place on the thread that computes."""
+        channel = self.channel()
+        assert not (channel.inline and waits(channel)), "leave `inline` out, or recall_batch_async()"
 
     def test_a_batch_answers_as_its_queries_do_alone(self) -> None:
         """Bit for bit: who shares the batch must not matter."""
@@ -176,3 +208,12 @@ def _same(batch: CandidateBatch, q: int, other: CandidateBatch, other_q: int = 0
     assert mine.rows.tolist() == theirs.rows.tolist()
     assert mine.scores.tobytes() == theirs.scores.tobytes()
     assert mine.triggers.tolist() == theirs.triggers.tolist()
+
+
+def _arrays(value: Any) -> Iterator[AnyArray]:
+    """Every array in a tree of dataclasses."""
+    if isinstance(value, np.ndarray):
+        yield value
+    elif is_dataclass(value):
+        for part in fields(value):
+            yield from _arrays(getattr(value, part.name))

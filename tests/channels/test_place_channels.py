@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from channels import geo
 from channels.geo import Geo, cell_number, cells, geohash_of
 from channels.same_city import SameCity
 from engine.core.items import ItemColumns
@@ -178,3 +179,9 @@ def test_a_catalogue_without_places_gives_an_empty_channel(kind):
     channel = built_channel(kind, interactions_of([[0]], 2))
     assert answer(channel, in_cities(near(1.0, 1.0), [[0]])).rows.tolist() == []
     channel.update(np.array([0, 1], np.int32))
+
+
+def test_a_place_at_the_pole_is_no_error_in_the_log(caplog):
+    geo._around.cache_clear()
+    assert len(geo._around("zzzzz")) == 6
+    assert not caplog.records

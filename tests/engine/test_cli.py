@@ -109,7 +109,19 @@ def test_version_and_help(recall: Recall) -> None:
     assert recall("--version") == (0, f"recall {__version__}\n", "")
     code, out, _ = recall("--help")
     assert code == 0
-    for command in ("demo", "build", "serve", "query", "check", "eval", "tune", "bench", "data", "releases"):
+    for command in (
+        "demo",
+        "build",
+        "serve",
+        "query",
+        "check",
+        "eval",
+        "tune",
+        "bench",
+        "data",
+        "releases",
+        "publish",
+    ):
         assert re.search(rf"\b{command}\b", out)
         assert recall(command, "--help")[0] == 0
 
@@ -242,6 +254,8 @@ def test_releases_are_listed_and_rolled_back(recall: Recall, tmp_path: Path) -> 
     code, out, _ = recall("releases", "list", "--store", tmp_path)
     assert re.search(rf"^in service +{before}", out, re.MULTILINE)
     assert recall("releases", "rollback", "nope", "--store", tmp_path)[0] == 2
+    assert recall("publish", newest, "--store", tmp_path)[1] == f"Release {newest} is in service.\n"
+    assert SnapshotStore(tmp_path).current_name() == newest
 
 
 # --- check -------------------------------------------------------------------------------------

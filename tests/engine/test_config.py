@@ -48,7 +48,7 @@ def test_the_file_that_ships_is_clean_and_spells_out_the_defaults() -> None:
     config = load_config()
     assert list(cross_check(config)) == []
     raw = tomllib.loads(default_config_path().read_text("utf-8"))
-    for section in ("store", "server", "history"):
+    for section in ("store", "server", "overload", "breaker", "history"):
         spelled, defaults = raw[section], type(getattr(config, section))().model_dump(mode="json")
         assert spelled == defaults, section
     scene = {

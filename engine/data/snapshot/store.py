@@ -153,19 +153,32 @@ class SnapshotStore:
             reader.verify([snapshot])
         return snapshot
 
-    def load_release(self, release: Release, verify: bool = True) -> dict[str, Snapshot]:
+    def load_release(
+        self, release: Release, verify: bool = True, opened: Mapping[str, Snapshot] | None = None
+    ) -> dict[str, Snapshot]:
         """Open every snapshot of a release and check that all were built for its catalogue.
+
+        Args:
+            release: which.
+            verify: compare checksums, those of `opened` excepted.
+            opened: snapshots by component that are open already; those that the release names too are used again.
 
         Raises:
             SnapshotError: for the first thing wrong.
         """
         catalogue = release.snapshots.get(CATALOGUE, "")
-        snapshots = {
-            component: self.open(component, version, verify=False, catalogue=catalogue)
-            for component, version in release.snapshots.items()
-        }
+        snapshots: dict[str, Snapshot] = {}
+        new = []
+        for component, version in release.snapshots.items():
+            known = (opened or {}).get(component)
+            if known is not None and known.version == version:
+                reader.check_catalogue(known, catalogue)
+                snapshots[component] = known
+            else:
+                snapshots[component] = self.open(component, version, verify=False, catalogue=catalogue)
+                new.append(snapshots[component])
         if verify:
-            reader.verify(snapshots.values())
+            reader.verify(new)
         return snapshots
 
     def newest_valid(self, verify: bool = True) -> tuple[Release, dict[str, Snapshot], list[SnapshotError]]:
@@ -184,7 +197,7 @@ class SnapshotStore:
         pointer = self._pointer()
         names = self.release_names()
         try:
-            current = self._current_name()
+            current = self.current_name()
             if current is None and names:
                 raise SnapshotError("the file is missing, though there are releases", str(self._current))
             names = [name for name in names if current is None or name < current]
@@ -231,8 +244,26 @@ class SnapshotStore:
         Raises:
             SnapshotError: `current` is damaged or names a release that is missing or damaged.
         """
-        name = self._current_name()
+        name = self.current_name()
         return None if name is None else self.release(name)
+
+    def current_name(self) -> str | None:
+        """Return the name of the release in service, or None if nothing was ever published.
+
+        Raises:
+            SnapshotError: `current` is damaged or names a release that is not there.
+        """
+        try:
+            name = self._current.read_text("utf-8").removesuffix("\n")
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise SnapshotError(f"cannot be read: {error}", str(self._current)) from error
+        if not re.fullmatch(NAME_PATTERN, name):
+            raise SnapshotError("damaged: it holds no release's name", str(self._current))
+        if not (self._releases / f"{name}.json").exists():
+            raise SnapshotError(f"names release {name}, which does not exist", str(self._current))
+        return name
 
     def release_names(self) -> list[str]:
         """Return the names of all releases, newest first, readable or not."""
@@ -267,7 +298,7 @@ class SnapshotStore:
         """
         with self._locked():
             if name is None:
-                current = self._current_name()
+                current = self.current_name()
                 earlier = [other for other in self.release_names() if current is not None and other < current]
                 if not earlier:
                     raise SnapshotError("there is no release before the current one", str(self._current))
@@ -321,7 +352,7 @@ class SnapshotStore:
         names = self.release_names()
         retained = set(names[:keep])
         try:
-            current = self._current_name()
+            current = self.current_name()
             retained |= set() if current is None else {current}
         except SnapshotError as error:
             collected.errors.append(error)
@@ -357,19 +388,6 @@ class SnapshotStore:
             return self._current.read_bytes()
         except OSError:
             return None
-
-    def _current_name(self) -> str | None:
-        try:
-            name = self._current.read_text("utf-8").removesuffix("\n")
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError) as error:
-            raise SnapshotError(f"cannot be read: {error}", str(self._current)) from error
-        if not re.fullmatch(NAME_PATTERN, name):
-            raise SnapshotError("damaged: it holds no release's name", str(self._current))
-        if not (self._releases / f"{name}.json").exists():
-            raise SnapshotError(f"names release {name}, which does not exist", str(self._current))
-        return name
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

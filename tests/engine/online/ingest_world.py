@@ -61,7 +61,7 @@ class Ingesting:
 
     def event_ids(self, user: int | str) -> int:
         found = np.frombuffer(self.value(user, EVENT_IDS), np.uint64)
-        return int(np.count_nonzero(found))
+        return int(np.count_nonzero(found[1:]))
 
     def counted(self, name: str) -> dict[str, float]:
         """A counter of one label: value by label."""
@@ -75,20 +75,23 @@ class Ingesting:
 
 @contextmanager
 def ingesting(
-    folder: Path, id_kind: IdKind = "int64", durability: Durability = "everysec"
+    folder: Path,
+    id_kind: IdKind = "int64",
+    durability: Durability = "everysec",
+    config: Config | None = None,
 ) -> Iterator[Ingesting]:
     with EmbeddedStore(folder, durability) as embedded:
         store = StateStore.connect(embedded.url, "test", 1000.0)
         backend = BitsBackend(ExposureLayout(1000, 10, 7), 7 * 86_400, 4)
         world = Ingesting(embedded, store, backend, LiveLog(store), Metrics())
         users = UserStore(store, UserLimits(), backend)
-        config = ingest_config()
+        settings = config or ingest_config()
         started = threading.Event()
         loop = asyncio.new_event_loop()
         stop = asyncio.Event()
 
         async def serve() -> None:
-            world.service = IngestService(config, id_kind, users, world.log, world.metrics)
+            world.service = IngestService(settings, id_kind, users, world.log, world.metrics)
             server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
             server.add_generic_rpc_handlers((world.service.handlers(),))
             world.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

@@ -125,7 +125,7 @@ def test_what_is_written_says_what_was_reported():
         click(action=pb.Action(item_id=3, kind="view", watch_seconds=2.5)),
     ]
     writes, _, _ = EventReader(KINDS, "int64").read(events, NOW + 0.9)
-    ((user, operations, cities),) = writes.calls()
+    ((user, _, operations, cities),) = writes.parts()
     assert user == b"u1"
     records = [np.frombuffer(operations[at + 13 : at + 37], RECORD)[0] for at in (0, 37)]
     assert [int(r["key"]) for r in records] == [2, 3]

@@ -13,21 +13,21 @@ from engine.online.metrics import Metrics
 
 def test_two_servers_in_one_process_count_apart() -> None:
     first, second = Metrics(), Metrics()
-    first.requests.labels("default").inc(3)
-    assert first.registry.get_sample_value("recall_requests_total", {"scene": "default"}) == 3
-    assert second.registry.get_sample_value("recall_requests_total", {"scene": "default"}) is None
+    first.ingest_events.labels("accepted").inc(3)
+    assert first.registry.get_sample_value("recall_ingest_events_total", {"outcome": "accepted"}) == 3
+    assert second.registry.get_sample_value("recall_ingest_events_total", {"outcome": "accepted"}) is None
 
 
 def test_they_are_answered_over_http() -> None:
     metrics = Metrics()
-    metrics.filter_removed.labels("default", "seen").inc(7)
+    metrics.ingest_kinds.labels("follow").inc(7)
     server = metrics.serve("127.0.0.1", 0)
     try:
         with urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as answer:
             text = answer.read().decode()
     finally:
         server.close()
-    assert 'recall_filter_removed_total{filter="seen",scene="default"} 7.0' in text
+    assert 'recall_ingest_kinds_total{kind="follow"} 7.0' in text
     assert "recall_log_lag_seconds 0.0" in text
 
 

@@ -11,7 +11,7 @@ from engine.config import SceneConfig
 from engine.core.candidates import ChannelStatus, TriggerKind
 from engine.core.errors import RequestError
 from engine.online import wire
-from engine.online.encode import ResponseEncoder
+from engine.online.encode import encode
 from engine.online.request import Request
 
 NOW = 1_750_000_000
@@ -243,8 +243,9 @@ def test_what_a_violation_quotes_is_cut(world):
 def answer(world, request, q=0, neighbours=(), debug=False):
     pipeline = world.replica.pipelines["default"]
     run = pipeline.run([request, *neighbours])
-    encoded = ResponseEncoder(world.replica, pipeline, run).response(q, "id-1", debug)
-    return pb.RecallResponse.FromString(encoded), run
+    n = len(run.requests)
+    encoded = encode(world.replica, pipeline, run, ["id-1"] * n, [debug] * n)
+    return pb.RecallResponse.FromString(encoded[q]), run
 
 
 def test_the_response_says_what_the_run_found(world):

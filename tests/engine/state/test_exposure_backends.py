@@ -8,7 +8,7 @@ import pytest
 
 from engine.core.candidates import FanOut
 from engine.core.errors import ConfigError
-from engine.core.exposure import ExposureLayout, add
+from engine.core.exposure import ExposureBits, ExposureLayout, add
 from engine.state.exposure import BitsBackend, PybloomBackend, exposure_backend
 
 DAY = 86_400
@@ -30,7 +30,10 @@ class Bits:
     def view(self, users, now):
         numbers = self.backend.slice_numbers(now)
         return self.backend.view(
-            users, [[self.store.get((user, number)) for number in numbers] if user else [] for user in users]
+            users,
+            ExposureBits.of(
+                [[self.store.get((user, number)) for number in numbers] if user else [] for user in users]
+            ),
         )
 
 
@@ -45,7 +48,7 @@ class Pybloom:
 
     def view(self, users, now):
         assert self.backend.slice_numbers(now) == []
-        return self.backend.view(users, [[] for _ in users])
+        return self.backend.view(users, ExposureBits.of([[] for _ in users]))
 
 
 @pytest.fixture(params=[Bits, Pybloom])

@@ -27,8 +27,10 @@ from engine.state.embedded import EmbeddedStore
 from engine.state.exposure import BitsBackend
 from engine.state.history import SnapshotHistory
 from engine.state.layout import AUTHOR, CITIES, ITEM, RECENT, RECORD, TOPIC, kind_of, user_prefix, user_tag
+from engine.state.records import merge_histories, newest_first
+from engine.state.replies import Values
 from engine.state.store import StateStore
-from engine.state.users import LiveUsers, merge_histories, newest_first
+from engine.state.users import LiveUsers
 from engine.state.writes import UserLimits, UserStore, Writes
 
 NOW = 1_760_000_000.0
@@ -240,7 +242,9 @@ def test_what_was_shown_is_seen_and_guests_saw_nothing(embedded: StateStore, mon
 
 def test_guests_are_not_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
-    monkeypatch.setattr(world.store, "mget_users", lambda users, suffixes: asked.extend(users) or [])
+    monkeypatch.setattr(
+        world.store, "mget_users", lambda users, suffixes: Values.of(asked.extend(users) or [])
+    )
     assert world.read(None, None).live.available
     assert asked == []
 

@@ -27,6 +27,11 @@ from engine.state.store import Script, StateStore, address_of, state_url
         ("redis://:secret@host:port/0", "is wrong"),
         ("redis://:secret@host/0?colour=red", "unknown option 'colour'"),
         ("redis://:secret@host/0?retry_on_timeout=perhaps&db=x", "is wrong"),
+        ("redis://:sec/secret@host/0", "unreadable URL. is wrong: .*percent-encode"),
+        ("redis://me:secret/x@host/0", "percent-encode"),
+        ("redis://me:12?secret=3@host/0", "percent-encode"),
+        ("redis://me:secret#x@host/0", "percent-encode"),
+        ("redis://[secret", "percent-encode"),
     ],
 )
 def test_a_wrong_url_is_named_without_its_password(url: str, what: str) -> None:
@@ -45,6 +50,32 @@ def test_the_environment_stands_in_for_the_configured_url(monkeypatch: pytest.Mo
 def test_an_address_shows_no_credentials() -> None:
     assert address_of("rediss://me:secret@host:1/0?ssl_keyfile=k") == "rediss://host:1"
     assert address_of("unix://:secret@/run/s.sock") == "unix:///run/s.sock"
+
+
+def test_a_password_may_stand_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RECALL_STATE_URL", raising=False)
+    file = tmp_path / "password"
+    file.write_text("a/b:c@d?%\nsecond line\n")
+    quoted = "a%2Fb%3Ac%40d%3F%25"
+    assert state_url("redis://host:1/0", str(file)) == f"redis://:{quoted}@host:1/0"
+    assert state_url("rediss://me@host", str(file)) == f"rediss://me:{quoted}@host"
+    assert state_url("redis+cluster://me:old@host", str(file)) == f"redis+cluster://me:{quoted}@host"
+    assert state_url("unix:///run/s.sock", str(file)) == f"unix://:{quoted}@/run/s.sock"
+    assert (
+        StateStore(state_url("redis://me@h:1", str(file)), "test", 100)._node.options["password"]
+        == "a/b:c@d?%"
+    )
+    for url, path, what in (
+        ("", str(file), "no URL"),
+        ("none", str(file), "no URL"),
+        ("redis://host", str(tmp_path / "absent"), "cannot be read: No such file"),
+        ("redis://host", str(tmp_path), "cannot be read"),
+    ):
+        with pytest.raises(StateError, match=what):
+            state_url(url, path)
+    file.write_text("\n")
+    with pytest.raises(StateError, match="is empty"):
+        state_url("redis://host", str(file))
 
 
 def test_commands_answer_raw(any_store: StateStore) -> None:
@@ -74,6 +105,29 @@ def test_scripts_run_where_their_keys_are(any_store: StateStore) -> None:
     script = Script(f"-- {time.time_ns()}\nreturn redis.call('INCRBY', KEYS[1], ARGV[1])")
     replies = any_store.run_script(script, [([b"count%d" % n], [n]) for n in range(40)])
     assert all(isinstance(reply, int) for reply in replies)
+
+
+def test_a_read_that_is_refused_leaves_the_connection_as_it_was(any_store: StateStore) -> None:
+    nodes = [
+        StateStore(
+            f"unix://{node.options['path']}" if "path" in node.options else f"redis://{node.address}",
+            "t",
+            1000,
+        )
+        for node in any_store._nodes()
+    ]
+    for node in nodes:
+        node.execute("ACL", "SETUSER", "default", "-mget")
+    try:
+        for _ in range(3):
+            with pytest.raises(StateError, match=r"refused a command: .*(mget|MGET)") as raised:
+                any_store.mget_users([b"{a}", b"{b}", b"{c}"], [b"r", b"f"])
+            assert not isinstance(raised.value, StateUnavailableError)
+            assert any_store.execute("GET", "nothing") is None
+    finally:
+        for node in nodes:
+            node.execute("ACL", "SETUSER", "default", "+mget")
+    assert list(any_store.mget_users([b"{a}", b"{b}"], [b"r", b"f"])) == [None] * 4
 
 
 def test_a_full_store_is_unavailable_and_not_wrong(tmp_path: Path) -> None:
@@ -125,7 +179,7 @@ def test_a_store_that_hangs_costs_one_time_limit_and_then_nothing(tmp_path: Path
         deadline = time.monotonic() + 10
         while True:
             try:
-                assert store.mget_users([b"test:{u1}"], [b"r"]) == [None]
+                assert list(store.mget_users([b"test:{u1}"], [b"r"])) == [None]
                 break
             except StateUnavailableError:
                 assert time.monotonic() < deadline
@@ -202,7 +256,7 @@ def test_tls_with_a_password(tmp_path: Path) -> None:
                 raise
             assert store.execute("SET", "a", b"x" * 300_000) == b"OK"
             assert store.execute("GET", "a") == b"x" * 300_000
-            assert store.mget_users([b"a", b"b"], [b"r", b"f"]) == [None] * 4
+            assert list(store.mget_users([b"a", b"b"], [b"r", b"f"])) == [None] * 4
             # A certificate that nobody vouches for is refused.
             with pytest.raises(StateUnavailableError, match="certificate"):
                 StateStore.connect(f"rediss://:right-horse@127.0.0.1:{port}", "test", 1000)
@@ -234,7 +288,9 @@ def test_a_cluster_that_moves_a_slot_is_followed(tmp_path: Path) -> None:
             a.execute("MIGRATE", host, port, f"{{tag}}:{n}", 0, 1000)
         for node in (b, a):
             node.execute("CLUSTER", "SETSLOT", slot, "NODE", names[1])
-        got = store.pipeline([("GET", f"{{tag}}:{n}") for n in range(50)])  # MOVED
+        suffixes = [b"%d" % n for n in range(50)]
+        assert list(store.mget_users([b"{tag}", b"{other}"], suffixes)) == [*suffixes, *[None] * 50]  # MOVED
+        got = store.pipeline([("GET", f"{{tag}}:{n}") for n in range(50)])
         assert got == [str(n).encode() for n in range(50)]
         assert store._cluster._slots[slot].address == target.address  # type: ignore[union-attr]
 

@@ -108,8 +108,8 @@ def stored(store: StateStore, user: bytes, slice_number: int, layout: ExposureLa
         records = np.frombuffer(value, RECORD)
         found[name] = [tuple(record) for record in records[records["kind"] != 0].tolist()]
         assert not records[len(found[name]) :].tobytes().strip(b"\0")
-    ids = store.execute("GET", prefix + b":i") or b""
-    found["ids"] = ids.rstrip(b"\0")
+    ids = store.execute("GET", prefix + b":e") or b""
+    found["ids"] = ids[8:].rstrip(b"\0")
     bits = store.execute("GET", prefix + b":" + slice_suffix(slice_number)) or b""
     found["bits"] = bits[:16] + bits[16:].rstrip(b"\0")
     return found

@@ -1,0 +1,427 @@
+"""`recall bench serve`: what one server worker on one core does under load, and where its time goes.
+
+The worker is a process of its own on the first core; the client, and where there are only two cores the state store too,
+run on the second. In each round the echo, the worker and, where asked for, the baseline take their turn under the same
+client, so that what the machine does meanwhile meets all of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from engine.bench import h2load
+from engine.bench.echo import ECHO
+from engine.bench.http2 import Load, Samples
+from engine.bench.population import ACTIVE_SHARE, ASKING_SHARE, Active, draw_active, fill, messages
+from engine.bench.processes import (
+    RECALL,
+    Running,
+    baseline,
+    cores,
+    drive,
+    echo,
+    pinned,
+    plain_redis,
+    server,
+)
+from engine.bench.profile import flame_graph, places, read_stacks, record, switches, thread_seconds, weighed
+from engine.bench.report import circumstances, spread
+from engine.bench.world import World
+from engine.core.channel import Progress
+from engine.core.errors import ConfigError
+from engine.data.catalogue import Catalogue
+from engine.data.live import LiveCatalogue
+from engine.online.state import open_state
+
+IN_FLIGHT = 64
+CONNECTIONS = 8
+STEPS = (1, 4, 16, 64, 256)
+"""Requests in flight at which throughput is measured besides."""
+
+OVERLOAD = 3.0
+KERNEL_REQUESTS = 2000
+_EXPORT_SECONDS = 300.0
+GRPC_CORE = "gRPC's core"
+"""What the threads that gRPC's C core starts are called together."""
+
+_POOL = 20_000
+"""Messages that the client chooses from."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how much.
+
+    Attributes:
+        limit: candidates asked for.
+        seconds: of each measurement.
+        rounds: how often; medians and extremes are over these.
+        with_baseline: whether the baseline takes part.
+        in_flight: requests unanswered at any time at saturation.
+        steps: other numbers of requests in flight to measure throughput at, once each.
+        profile: a folder for the profile of the worker at saturation; None: there is none.
+        compiled: whether h2load takes part, where it is installed.
+    """
+
+    limit: int = 500
+    seconds: float = 10.0
+    rounds: int = 5
+    with_baseline: bool = False
+    in_flight: int = IN_FLIGHT
+    steps: Sequence[int] = STEPS
+    profile: Path | None = None
+    compiled: bool = True
+
+    @property
+    def warm_up(self) -> float:
+        """Seconds before each measurement."""
+        return min(1.0, self.seconds / 4)
+
+
+def bench_serve(world: World, settings: Settings, folder: Path, progress: Progress) -> dict[str, Any]:
+    """Serve a world and measure it; docs/performance.md says what each number of the report is.
+
+    Args:
+        world: what is served.
+        settings: how long and how much.
+        folder: empty; the embedded state store keeps its data there.
+        progress: told of each measurement.
+
+    Raises:
+        ConfigError: this machine has one core alone, or the baseline cannot serve this world.
+        RecallError: a process does not start or fails.
+    """
+    own = world.config.model_copy(
+        update={
+            "store": world.config.store.model_copy(update={"path": folder}),
+            "state": world.config.state.model_copy(update={"url": ""}),
+            "server": world.config.server.model_copy(
+                update={"host": "127.0.0.1", "port": 0, "metrics_port": 0}
+            ),
+        }
+    )
+    world = World(own, world.store, world.versions, world.now)
+    server_core, client_core, store_core = cores()
+    with ExitStack() as stack:
+        stack.callback(_put_back, os.environ.pop("RECALL_STATE_URL", None))
+        with pinned(
+            store_core
+        ):  # the store starts here, not in the worker, so that it is not on the worker's core
+            state = stack.enter_context(open_state(own))
+        assert state is not None
+        snapshots = world.snapshots()
+        catalogue = LiveCatalogue.of(Catalogue.load(snapshots["catalogue"].arrays))
+        active = draw_active(catalogue)
+        fill(state, catalogue, active, world.now, own.state.exposure.slice_seconds, progress)
+        progress.start("starting the servers", 2 + settings.with_baseline)
+        asked = messages(catalogue, active, settings.limit, world.now, _POOL, seed=7)
+        worker = stack.enter_context(server(world, server_core))
+        progress.advance()
+        probe = drive(
+            _load(worker, RECALL, asked, 4, settings.warm_up, settings.seconds / 4), client_core, _nothing
+        )
+        if not probe.answered.any():
+            raise ConfigError("the server answers nothing; its log stands above")
+        size = round(float(probe.sizes[probe.answered].mean())) - 5  # without gRPC's prefix
+        echoing = stack.enter_context(echo(size, server_core))
+        progress.advance()
+        plain = None
+        if settings.with_baseline:
+            url = stack.enter_context(plain_redis(store_core))
+            _export(world, active, url)
+            plain = stack.enter_context(baseline(url, server_core))
+            progress.advance()
+        bench = _Bench(settings, client_core, asked, worker, echoing, plain, progress)
+        report = circumstances() | {
+            "items": len(catalogue.items),
+            "users": len(catalogue.users),
+            "active_share": ACTIVE_SHARE,
+            "asking_share": ASKING_SHARE,
+            "channels": list(own.scenes["default"].quotas),
+            "limit": settings.limit,
+            "answer_bytes": size,
+            "seconds": settings.seconds,
+            "rounds": settings.rounds,
+            "in_flight": settings.in_flight,
+            "connections": CONNECTIONS,
+            "cores": {"server": server_core, "client": client_core, "store": store_core},
+            "h2load": h2load.version() if h2load.installed() else "",
+        }
+        report |= bench.measure()
+        measured: dict[str, Any] = _without_nan(report)
+        return measured
+
+
+class _Bench:
+    """The measurements, one after the other, over servers that all run."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        core: int,
+        asked: list[bytes],
+        worker: Running,
+        echoing: Running,
+        plain: Running | None,
+        progress: Progress,
+    ) -> None:
+        self._settings = settings
+        self._core = core
+        self._asked = asked
+        self._worker = worker
+        self._echo = echoing
+        self._plain = plain
+        self._progress = progress
+
+    def measure(self) -> dict[str, Any]:
+        settings = self._settings
+        compiled = settings.compiled and h2load.installed()
+        rounds: dict[str, list[float]] = {}
+        per_round = 2 + 2 * compiled + (self._plain is not None)
+        self._progress.start("rounds", settings.rounds * per_round)
+        for number in range(settings.rounds):
+            self._round(number, rounds, compiled)
+        report: dict[str, Any] = {}
+        for name, values in rounds.items():
+            report |= spread(
+                name, values, 3 if name.endswith("_ms") or "share" in name or "over" in name else 1
+            )
+        report["rss_mb"] = round(self._worker.resident_mb(), 1)
+        report["concurrency"] = self._concurrency()
+        saturation = report["requests_per_s"]
+        report |= self._at_rates(saturation)
+        report["kernels"] = self._kernels(report)
+        kernels = report["kernels"]["kernels_us"]
+        report["kernels_us"] = kernels
+        report["glue_us"] = round(report["server_cpu_us"] - report["echo_cpu_us"] - kernels, 1)
+        if settings.profile is not None:
+            report["profile"] = self._profile(settings.profile)
+        return report
+
+    def _profile(self, folder: Path) -> dict[str, Any]:
+        """Saturate once more with py-spy at the worker; leaves `flame.svg` and `stacks.txt` in the folder.
+
+        Returns:
+            Microseconds of processor time per request: `threads` by name, those of gRPC's core together, and `places`,
+            py-spy's samples of the Python threads scaled to the processor time of these.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        self._progress.start("profile", 1)
+        stacks_file, used = folder / "stacks.txt", list[dict[int, tuple[str, float]]]()
+        sampler = record(self._worker.pid, self._settings.warm_up + self._settings.seconds, stacks_file)
+        load = _load(
+            self._worker,
+            RECALL,
+            self._asked,
+            self._settings.in_flight,
+            self._settings.warm_up,
+            self._settings.seconds,
+        )
+        left: list[int] = []
+
+        def mark() -> None:
+            used.append(thread_seconds(self._worker.pid))
+            left.append(switches(self._worker.pid))
+
+        samples = drive(load, self._core, mark)
+        sampler.wait(60)
+        self._progress.advance()
+        names = self._worker.ask("threads")
+        spent = {
+            number: (after - used[0].get(number, ("", 0.0))[1]) / max(samples.completed, 1) * 1e6
+            for number, (_, after) in used[1].items()
+        }
+        threads: dict[str, float] = {}
+        for number, microseconds in spent.items():
+            name = names.get(number, GRPC_CORE)
+            threads[name] = threads.get(name, 0.0) + microseconds
+        sampled = read_stacks(stacks_file)
+        stacks = weighed(sampled, spent)
+        (folder / "flame.svg").write_text(flame_graph(stacks), encoding="utf-8")
+        return {
+            "requests": samples.completed,
+            "switches": round((left[1] - left[0]) / max(samples.completed, 1), 1),
+            "samples": int(sum(sum(mine.values()) for mine in sampled.values())),
+            "threads": {name: round(each, 1) for name, each in threads.items() if each >= 0.05},
+            "places": {name: round(each, 1) for name, each in places(stacks).items()},
+        }
+
+    def _round(self, number: int, rounds: dict[str, list[float]], compiled: bool) -> None:
+        def note(name: str, value: float) -> None:
+            rounds.setdefault(name, []).append(value)
+
+        echo_samples, echo_cpu = self._saturate(self._echo, ECHO, number)
+        note("echo_requests_per_s", echo_samples.rate)
+        note("echo_cpu_us", echo_cpu)
+        before = self._worker.ask("counts")
+        samples, cpu = self._saturate(self._worker, RECALL, number)
+        after = self._worker.ask("counts")
+        note("requests_per_s", samples.rate)
+        note("server_cpu_us", cpu)
+        note(
+            "batch_mean", _ratio(after["requests"] - before["requests"], after["batches"] - before["batches"])
+        )
+        note("blind_share", _ratio(after["blind"] - before["blind"], after["batches"] - before["batches"]))
+        for name, value in samples.percentiles().items():
+            note(name, value)
+        note("refused_share", 1 - float(samples.answered.mean()) if samples.answered.size else 1.0)
+        ceiling, native_echo_cpu = echo_samples.rate, math.inf
+        if compiled:
+            native, native_echo_cpu = self._h2load(self._echo, ECHO, number)
+            note("h2load_echo_requests_per_s", native.rate)
+            note("h2load_echo_cpu_us", native_echo_cpu)
+            # The ceiling is what the server can do: the client that gets more out of it says so.
+            ceiling = max(ceiling, native.rate)
+            native, native_cpu = self._h2load(self._worker, RECALL, number)
+            note("h2load_requests_per_s", native.rate)
+            note("h2load_server_cpu_us", native_cpu)
+            for name, value in native.percentiles().items():
+                note(f"h2load_{name}", value)
+        note("share_of_echo", _ratio(samples.rate, ceiling))
+        note("share_of_echo_by_cpu", _ratio(min(echo_cpu, native_echo_cpu), cpu))
+        if self._plain is not None:
+            plain, plain_cpu = self._saturate(self._plain, RECALL, number)
+            note("baseline_requests_per_s", plain.rate)
+            note("baseline_cpu_us", plain_cpu)
+            note("baseline_p99_ms", plain.percentiles()["p99_ms"])
+            note("over_baseline", _ratio(samples.rate, plain.rate))
+            note("over_baseline_by_cpu", _ratio(plain_cpu, cpu))
+
+    def _saturate(self, target: Running, path: str, number: int) -> tuple[Samples, float]:
+        settings = self._settings
+        load = _load(
+            target, path, self._asked, settings.in_flight, settings.warm_up, settings.seconds, seed=number
+        )
+        return self._timed(target, lambda mark: drive(load, self._core, mark))
+
+    def _h2load(self, target: Running, path: str, number: int) -> tuple[Samples, float]:
+        settings = self._settings
+        first = number * h2load.PROCESSES
+        few = self._asked[first : first + h2load.PROCESSES]
+
+        def run(mark: Callable[[], None]) -> Samples:
+            with pinned(self._core):
+                return h2load.send(
+                    target.port, path, few, settings.in_flight, settings.seconds, settings.warm_up, mark
+                )
+
+        return self._timed(target, run)
+
+    def _timed(self, target: Running, run: Callable[[Callable[[], None]], Samples]) -> tuple[Samples, float]:
+        """Run a load; returns the samples and the target's CPU time per answered request, in microseconds."""
+        used: list[float] = []
+        samples = run(lambda: used.append(target.cpu()))
+        self._progress.advance()
+        return samples, _ratio((used[1] - used[0]) * 1e6, samples.completed)
+
+    def _concurrency(self) -> list[dict[str, float]]:
+        """Throughput against requests in flight, a shorter measurement each."""
+        settings, rows = self._settings, []
+        self._progress.start("concurrency", len(settings.steps))
+        for n in settings.steps:
+            before = self._worker.ask("counts")
+            load = _load(self._worker, RECALL, self._asked, n, settings.warm_up, settings.seconds / 2)
+            samples, cpu = self._timed(self._worker, lambda mark, load=load: drive(load, self._core, mark))  # type: ignore[misc]
+            after = self._worker.ask("counts")
+            batch = _ratio(after["requests"] - before["requests"], after["batches"] - before["batches"])
+            row = {"in_flight": n, "requests_per_s": samples.rate, "server_cpu_us": cpu, "batch_mean": batch}
+            rows.append({name: round(value, 2) for name, value in (row | samples.percentiles()).items()})
+        return rows
+
+    def _at_rates(self, saturation: float) -> dict[str, float]:
+        """Half of saturation and three times of it, in an open loop."""
+        self._progress.start("open loop", 2)
+        report: dict[str, float] = {}
+        for name, times in (("half", 0.5), ("overload", OVERLOAD)):
+            load = _load(
+                self._worker,
+                RECALL,
+                self._asked,
+                0,
+                self._settings.warm_up,
+                self._settings.seconds,
+                rate=max(1.0, times * saturation),
+            )
+            samples, cpu = self._timed(self._worker, lambda mark, load=load: drive(load, self._core, mark))  # type: ignore[misc]
+            due = samples.waits.size
+            report |= {
+                f"{name}_offered_per_s": round(due / samples.seconds, 1),
+                f"{name}_answered_per_s": round(samples.rate, 1),
+                f"{name}_answered_share": round(_ratio(float(samples.answered.sum()), due), 4),
+                f"{name}_server_cpu_us": round(cpu, 1),
+                f"{name}_client_late_ms": round(samples.late * 1e3, 2),
+            }
+            for key, value in samples.percentiles().items():
+                report[f"{name}_{key}"] = round(value, 3)
+            time.sleep(self._settings.warm_up)
+        report["goodput_share"] = round(_ratio(report["overload_answered_per_s"], saturation), 3)
+        return report
+
+    def _kernels(self, report: dict[str, Any]) -> dict[str, Any]:
+        self._progress.start("kernels", 1)
+        batch = max(1, round(report["batch_mean"]))
+        count = min(KERNEL_REQUESTS, max(40, int(200 * self._settings.seconds)))
+        count = -(-count // (5 * batch)) * 5 * batch
+        chosen = [self._asked[n % len(self._asked)] for n in range(count)]
+        measured: dict[str, Any] = self._worker.ask("kernels", chosen, batch)
+        self._progress.advance()
+        return measured
+
+
+def _load(
+    target: Running,
+    path: str,
+    asked: list[bytes],
+    in_flight: int,
+    warm_up: float,
+    seconds: float,
+    seed: int = 0,
+    rate: float = 0.0,
+) -> Load:
+    connections = CONNECTIONS if rate else min(CONNECTIONS, in_flight)
+    return Load(target.port, path, asked, connections, in_flight, rate, seconds, warm_up, seed)
+
+
+def _export(world: World, active: Active, url: str) -> None:
+    try:
+        module = importlib.import_module("loadtest.baseline")
+    except ImportError as error:
+        text = f"the baseline needs {error.name}: pip install 'recall-engine[pybloom]'"
+        raise ConfigError(text, "--baseline") from error
+    try:
+        with redis.Redis.from_url(url, socket_timeout=_EXPORT_SECONDS) as connection:
+            module.export(world, active, connection)
+    except ValueError as error:
+        raise ConfigError(f"the baseline: {error}", "--baseline") from error
+
+
+def _without_nan(value: Any) -> Any:
+    """Put None where nothing could be measured: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {name: _without_nan(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _ratio(a: float, b: float) -> float:
+    return a / b if b else math.nan
+
+
+def _nothing() -> None:
+    pass
+
+
+def _put_back(url: str | None) -> None:
+    if url is not None:
+        os.environ["RECALL_STATE_URL"] = url

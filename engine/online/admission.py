@@ -1,0 +1,152 @@
+"""How many requests are taken in: a limit that adapts to how long they wait for their turn, and what happens beyond it.
+
+The limit follows Gradient2 of Netflix' library concurrency-limits (described in "Performance Under Load", Netflix
+Technology Blog, 2018): new limit = limit x gradient + headroom. The gradient is between 1/2 and 1 and falls as the
+measured latency rises over the one wanted, the headroom is the root of the limit, the limit goes a part of the way
+(`smoothing`) at each measurement, and stays as it is while less than half of it is in use. Departures:
+
+- The latency looked at is the wait for the turn, not the whole time. A batch takes longer the more requests share it,
+  and that is what makes it cheap a request: an algorithm that sees the whole time takes sharing for congestion, and
+  lowers the limit until batches are small and throughput is lost. The wait says only what stands in front.
+- It is compared with a target that is configured, not with a long average of itself. Under load that lasts the average
+  comes to be the overload, and the limit creeps up.
+- It is measured once per batch, of the request that waited longest.
+- The limit never falls below two batches: one that is computed, and one that waits for it.
+
+Refusing a call costs Python about as much as gRPC's part of answering one, and at three times what can be served there
+are two to refuse for each that is answered. So at the limit the event loop takes no more calls: `room` makes it wait for
+the end of a batch. Calls then queue inside gRPC, which refuses beyond `backlog` in compiled code; callers see CANCELLED
+then, as gRPC sends no status for a call that nobody took. Where one core does
+everything the loop falls behind by itself before the limit is reached, and calls queue there all the same. Nobody tells
+us how many: so what degrading goes by is the limit in use, or the share of time that the compute thread has work,
+whichever is more.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+
+from engine.config import OverloadConfig
+
+PATIENCE_SECONDS = 0.025
+"""How long the event loop waits for the end of a batch; then the compute is taken to hang, and calls are refused."""
+
+_PACE_SMOOTHING = 0.2
+_BUSY_SECONDS = 0.25
+_LEAST_GRADIENT = 0.5
+
+
+def overload_options(rules: OverloadConfig) -> list[tuple[str, int]]:
+    """Return the channel arguments by which gRPC refuses calls (random early detection) that wait to be taken."""
+    return [
+        ("grpc.server.max_pending_requests", rules.backlog // 2),
+        ("grpc.server.max_pending_requests_hard_limit", rules.backlog),
+    ]
+
+
+class Admission:
+    """Counts the requests in flight, waiting and being computed, and says whether one more is taken in.
+
+    The event loop's thread calls `room`, `refusal` and `enter`, the compute thread `leave`.
+
+    Attributes:
+        limit: requests in flight at most, now.
+        in_flight: how many there are.
+        pace: seconds of compute a request, averaged over the last batches.
+        busy: the share of time that batches were computed, averaged over the last quarter of a second or so.
+        on_refused: called for each request that is refused here; what gRPC refuses is not known.
+    """
+
+    def __init__(self, rules: OverloadConfig, max_batch: int, max_queue: int) -> None:
+        """Take the rules; the limit begins at four batches and stays between two batches and `max_queue`."""
+        self._target = rules.target_ms / 1000
+        self._smoothing = rules.smoothing
+        self._least = float(2 * max_batch)
+        self._most = max(self._least, float(max_queue))
+        self._changed = threading.Condition()
+        self._hangs = False
+        self.limit = min(2 * self._least, self._most)
+        self.in_flight = 0
+        self.pace = 0.0
+        self.busy = 0.0
+        self._ended = time.monotonic()
+        self.on_refused: Callable[[], None] = _nothing
+
+    @property
+    def load(self) -> float:
+        """How much of what can be done is asked for, from 0: what the steps of degrading go by."""
+        return max(self.in_flight / self.limit, self.busy)
+
+    def room(self) -> bool:
+        """Whether one more call may be taken; at the limit the calling thread waits for the end of a batch."""
+        if self.in_flight < self.limit:
+            return True
+        with self._changed:
+            if not self._hangs:
+                self._hangs = not self._changed.wait_for(self._has_room, PATIENCE_SECONDS)
+            if self._has_room():
+                return True
+        self.on_refused()
+        return False
+
+    def refusal(self, deadline: float, now: float) -> str:
+        """Say why a request cannot be taken in; "" where it can.
+
+        Args:
+            deadline: the caller's, on the clock of `now`, seconds; infinite where there is none.
+            now: on the clock of time.monotonic(), seconds.
+        """
+        text = ""
+        if self.in_flight >= self.limit:
+            text = f"{self.in_flight} requests are in flight already; try again later"
+        elif self.in_flight * self.pace > max(deadline - now, 0.0) > 0:
+            text = "what waits already takes longer than the deadline allows; try again later"
+        if text:
+            self.on_refused()
+        return text
+
+    def pushback_ms(self) -> int:
+        """Return after how many milliseconds what is in flight now should be done."""
+        return math.ceil(self.in_flight * self.pace * 1000)
+
+    def enter(self) -> None:
+        """Count one more."""
+        with self._changed:
+            self.in_flight += 1
+
+    def leave(self, requests: int, wait: float, compute: float) -> None:
+        """Take note of a batch.
+
+        Args:
+            requests: how many it had.
+            wait: how long the one that waited longest did, seconds.
+            compute: how long the batch took, seconds.
+        """
+        with self._changed:
+            if self.in_flight >= self.limit / 2:
+                self._adapt(wait)
+            ended = time.monotonic()
+            passed = max(ended - self._ended, compute, 1e-9)
+            self._ended = ended
+            self.busy += -math.expm1(-passed / _BUSY_SECONDS) * (compute / passed - self.busy)
+            pace = compute / requests
+            self.pace += _PACE_SMOOTHING * (pace - self.pace)
+            self.in_flight -= requests
+            self._hangs = False
+            self._changed.notify()
+
+    def _adapt(self, wait: float) -> None:
+        gradient = min(1.0, max(_LEAST_GRADIENT, self._target / max(wait, 1e-9)))
+        wanted = self.limit * gradient + math.sqrt(self.limit)
+        limit = self.limit + self._smoothing * (wanted - self.limit)
+        self.limit = min(self._most, max(self._least, limit))
+
+    def _has_room(self) -> bool:
+        return self.in_flight < self.limit
+
+
+def _nothing() -> None:
+    """Nobody counts."""

@@ -1,0 +1,117 @@
+"""The limit on requests in flight: what it falls and rises with, and who is refused."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+
+import pytest
+
+from engine.config import OverloadConfig
+from engine.online.admission import Admission
+
+BATCH = 4
+LEAST, MOST = 2 * BATCH, 100
+
+
+def admission(**rules) -> Admission:
+    return Admission(OverloadConfig(**{"target_ms": 10.0, **rules}), BATCH, MOST)
+
+
+def batches(made: Admission, wait: float, number: int, full: bool = True) -> None:
+    """Answer full batches at the limit, or one request at a time."""
+    for _ in range(number):
+        made.in_flight = max(math.ceil(made.limit), BATCH) if full else 1
+        made.leave(BATCH if full else 1, wait, 0.004)
+    made.in_flight = 0
+
+
+def test_it_falls_to_two_batches_while_requests_wait_long():
+    made = admission()
+    batches(made, 1.0, 100)
+    assert made.limit == LEAST
+
+
+def test_it_rises_to_the_queue_while_nobody_waits():
+    made = admission()
+    batches(made, 0.001, 300)
+    assert made.limit == MOST
+
+
+def test_it_stays_while_less_than_half_is_in_use():
+    made = admission()
+    before = made.limit
+    batches(made, 0.0, 50, full=False)
+    assert made.limit == before
+
+
+def test_it_settles_where_requests_wait_about_as_long_as_wanted():
+    made = admission()
+    pace = 0.0003
+    for _ in range(2000):
+        made.in_flight = math.ceil(made.limit)
+        made.leave(BATCH, made.limit * pace, BATCH * pace)  # the wait that such a queue makes
+    assert 10.0 <= made.limit * pace * 1e3 <= 13.0
+
+
+def test_one_beyond_the_limit_is_refused_and_counted():
+    made = admission()
+    refused = []
+    made.on_refused = lambda: refused.append(1)
+    taken = 0
+    while not made.refusal(math.inf, 0.0):
+        made.enter()
+        taken += 1
+    assert taken == made.limit
+    assert refused == [1]
+    made.leave(1, 0.0, 0.001)
+    assert not made.refusal(math.inf, 0.0)
+
+
+def test_who_cannot_be_answered_in_time_is_refused_at_once():
+    made = admission()
+    for _ in range(50):
+        made.enter()
+        made.leave(1, 0.0, 0.01)
+    assert made.pace == pytest.approx(0.01, rel=0.01)
+    assert not made.refusal(100.001, 100.0)  # nothing is in front
+    for _ in range(5):
+        made.enter()
+    assert "deadline" in made.refusal(100.04, 100.0)
+    assert not made.refusal(100.06, 100.0)
+    assert not made.refusal(99.0, 100.0)  # it is late already, and is told so
+    assert made.pushback_ms() == pytest.approx(50, abs=1)
+
+
+def test_at_the_limit_the_caller_waits_for_the_end_of_a_batch():
+    made = admission()
+    taken = int(made.limit)
+    for _ in range(taken):
+        made.enter()
+    threading.Timer(0.005, made.leave, (BATCH, 0.0, 0.005)).start()
+    assert made.room()
+    assert made.in_flight == taken - BATCH
+
+
+def test_a_compute_that_hangs_is_waited_for_once():
+    made = admission()
+    for _ in range(int(made.limit)):
+        made.enter()
+    assert not made.room()
+    began = time.monotonic()
+    assert not any(made.room() for _ in range(1000))
+    assert time.monotonic() - began < 1  # else it would be 25 s
+    made.leave(1, 0.0, 0.1)
+    assert made.room()
+
+
+def test_busy_is_the_share_of_time_that_was_computed():
+    made = admission()
+    began = made._ended
+    made._ended = time.monotonic() - 10
+    made.enter()
+    made.leave(1, 0.0, 5.0)
+    assert made.busy == pytest.approx(0.5, abs=0.01)
+    assert made._ended > began
+    assert made.load == made.busy
