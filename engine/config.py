@@ -289,6 +289,10 @@ class SceneConfig(Options):
     limit: int = Field(default=300, ge=1, le=100_000)
     """Candidates returned where the request does not say."""
 
+    depth: float = Field(default=2.0, ge=0)
+    """Each channel is asked for so many times its quota first, and for more only where the answer is short; 0: for as
+    much as the answer is long at once."""
+
     merge: Annotated[MergeMode, BeforeValidator(_merge_mode)] = Field(
         default=MergeMode.QUOTA, validate_default=False
     )

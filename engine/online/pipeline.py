@@ -96,7 +96,8 @@ class Run:
 
     Channel axes are the scene's channels in merge order, then its fallback channels. `refused` are the queries that
     cannot be answered because a filter could not read what it judges by, with the filter's name; their columns mean
-    nothing.
+    nothing. `depth` and `whole_depth`, int32[channels but fallback, n], are how many candidates each was asked for first,
+    and how many it may be asked for at all; `answers` what they answered.
     """
 
     requests: Sequence[Request]
@@ -112,6 +113,9 @@ class Run:
     refused: dict[int, StateUnavailableError] = field(default_factory=dict)
     degraded: int = 0
     hydrated: Hydrated = field(init=False)
+    depth: Int32Array = field(init=False)
+    whole_depth: Int32Array = field(init=False)
+    answers: list[CandidateBatch] = field(init=False)
     columns: Columns = field(init=False)
     merged: Merged = field(init=False)
 
@@ -236,13 +240,20 @@ class Pipeline:
             factor = self._steps[run.degraded][1]
             run.limits = np.ceil(run.limits * factor).astype(np.int32)
             run.quotas = np.ceil(run.quotas * factor).astype(np.int32)
-        # As deep as the answer is long, so that each channel can backfill what the others leave over.
-        depth = np.maximum(run.quotas[: self._first_fallback], run.limits) + self._overfetch(run.batch)
+        # As deep as the answer is long, so that each channel could backfill all that the others leave over.
+        quotas = run.quotas[: self._first_fallback]
+        extra = self._overfetch(run.batch)
+        run.whole_depth = np.maximum(quotas, run.limits) + extra
         for c, q in off:
             if c < self._first_fallback:
-                depth[c, q] = 0
-        answers = self._ask_all(run, range(self._first_fallback), depth)
-        run.columns = Columns.of(answers, len(run.requests))
+                run.whole_depth[c, q] = 0
+        depth = run.whole_depth.copy()
+        if self.scene.depth:
+            wanted = np.ceil(quotas * self.scene.depth).astype(np.int32)
+            np.minimum(depth, np.where(quotas > 0, wanted + extra, 0), out=depth)
+        run.depth = depth.copy()
+        run.answers = self._ask_all(run, range(self._first_fallback), depth)
+        run.columns = Columns.of(run.answers, len(run.requests))
 
     def _overfetch(self, batch: QueryBatch) -> Int32Array:
         """int32[n]: how far behind the quota a channel must reach so that what filters remove costs it nothing."""
@@ -256,7 +267,7 @@ class Pipeline:
                 extra += more.astype(np.int32)
         return extra
 
-    def _ask_all(self, run: Run, channels: range, depth: Int32Array) -> list[CandidateBatch]:
+    def _ask_all(self, run: Run, channels: Sequence[int], depth: Int32Array) -> list[CandidateBatch]:
         """Ask channels, each query for as many as `depth` int32[channels, n] says, which is changed.
 
         Those that run beside the compute start first and are waited for last: they have as long as the others take for
@@ -528,7 +539,9 @@ class Pipeline:
         )
 
     def _fill(self, run: Run) -> None:
-        """Where an answer is short ask the fallback channels; of quota 0, they only backfill."""
+        """Where an answer is short ask the channels for more, then the fallback channels, which only backfill."""
+        if self.scene.depth:
+            self._deepen(run)
         lengths = run.merged.offsets[1:] - run.merged.offsets[:-1]
         short = lengths < run.limits
         if not short.any() or self._first_fallback == len(self.channel_names):
@@ -547,3 +560,36 @@ class Pipeline:
         run.columns = run.columns.followed_by(more)
         run.quotas[self._first_fallback :] = 0
         self._merge_first(run, len(self.channel_names))
+
+    def _deepen(self, run: Run) -> None:
+        """Where an answer is short ask once more, as deep as it is long, those channels that may have more.
+
+        What they answer replaces what they did before. One that now fails is left with that, and says that it failed; one
+        that there is no time for is not to blame.
+        """
+        lengths = run.merged.offsets[1:] - run.merged.offsets[:-1]
+        mine = slice(0, self._first_fallback)
+        status, returned = run.status[mine], run.returned[mine].copy()
+        reached = (status == ChannelStatus.OK) & (returned >= run.depth)
+        unasked = (status == _SKIPPED) & (run.depth == 0)
+        again = (reached | unasked) & (run.depth < run.whole_depth) & (lengths < run.limits)
+        channels = np.flatnonzero(again.any(axis=1)).tolist()
+        if not channels:
+            return
+        spent = run.channel_us[channels]
+        before = run.status.copy()
+        depths = np.where(again, run.whole_depth, 0)[channels].astype(np.int32)
+        for c, answer in zip(channels, self._ask_all(run, channels, depths), strict=True):
+            taken = again[c] & (run.status[c] == ChannelStatus.OK)
+            run.returned[c] = np.where(taken, run.returned[c], returned[c])
+            parts = [(answer if new else run.answers[c]).query(q) for q, new in enumerate(taken.tolist())]
+            run.answers[c] = CandidateBatch.of(parts)
+        late = again & (run.status[mine] == ChannelStatus.TIMEOUT)
+        np.copyto(run.status[mine], before[mine], where=late)
+        for c, q in np.argwhere(late).tolist():
+            run.messages.pop((c, q), None)
+        run.channel_us[channels] += spent
+        run.columns = Columns.of(run.answers, len(run.requests))
+        run.removed[:] = 0
+        self._filter(run, run.columns)
+        self._merge(run)

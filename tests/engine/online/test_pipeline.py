@@ -87,6 +87,7 @@ class World:
     likes: list[list[int]] = field(default_factory=lambda: [[]] * USERS)
     items: int = ITEMS
     reserve_ms: float = 0.0
+    depth: float = 2.0
     more_filters: dict[str, Filter] = field(default_factory=dict)
 
     def pipeline(self) -> Pipeline:
@@ -105,6 +106,7 @@ class World:
         scene = SceneConfig(
             quotas=self.quotas,
             limit=self.limit,
+            depth=self.depth,
             fallback=self.fallback,
             weights=self.weights,
             filters=self.filters,
@@ -253,11 +255,42 @@ def test_nothing_forbidden_repeated_or_lost_and_the_counts_add_up(drawn):
         for c, name in enumerate((*world.quotas, *world.fallback)):
             if request.quotas.get(name) == 0:
                 assert run.status[c, q] == SKIPPED
-            elif c < len(world.quotas):
+            elif c < len(world.quotas) and request.quotas.get(name, world.quotas[name]) > 0:
                 assert run.status[c, q] == (OK if run.returned[c, q] else EMPTY)
             else:
                 assert run.status[c, q] in (OK, EMPTY, SKIPPED)
     assert not run.messages
+
+
+def test_channels_are_asked_deeper_only_where_the_answer_is_short():
+    few = Listed([[0]] + [list(range(6))] * USERS)  # the first user's quota goes to what others have
+    world = World(
+        {"few": few, "half": everybody(range(12, 24)), "spare": everybody(range(6, 12))},
+        {"few": 3, "half": 2, "spare": 0},
+    )
+    run = world.pipeline().run([Request(user_id=1), Request(user_id=2)])
+    asked = [channel.asked for channel in world.channels.values()]
+    assert asked == [[[6, 6]], [[4, 4], [10, 0]], [[10, 0]]]
+    assert run.status.tolist() == [[OK, OK], [OK, OK], [OK, SKIPPED]]
+    assert run.returned.tolist() == [[1, 6], [10, 4], [6, 0]]
+    assert set(answer(run, 1)) == {*range(6), *range(12, 16)}
+    world.depth = 0.0
+    assert answer(run, 0) == answer(world.pipeline().run([Request(user_id=1)]))
+    assert world.channels["spare"].asked[-1] == [10]
+
+
+def test_a_channel_that_fails_when_asked_for_more_keeps_what_it_had():
+    class Once(Listed):
+        def recall_batch(self, batch, k):
+            if self.asked:
+                raise RuntimeError("no more")
+            return super().recall_batch(batch, k)
+
+    once = Once([list(range(24))] * (USERS + 1))
+    run = World({"once": once}, {"once": 3}).pipeline().run([Request(user_id=1)])
+    assert answer(run) == [0, 1, 2, 3, 4, 5]
+    assert (run.status.tolist(), run.returned.tolist()) == ([[ERROR]], [[6]])
+    assert run.messages == {(0, 0): "RuntimeError('no more')"}
 
 
 @pytest.mark.parametrize("mode", list(MergeMode))

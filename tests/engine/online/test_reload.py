@@ -131,8 +131,8 @@ async def test_a_swap_changes_release_and_items_at_once_while_requests_go_on(sto
         askers = [asyncio.create_task(ask()) for _ in range(4)]
         for name in (newer, older, newer):
             await server.prepare(store, name)
-            asked = len(seen)
             await server.swap()
+            asked = len(seen)
             while len(seen) < asked + 20:
                 await asyncio.sleep(0)
             assert set(seen[-10:]) == {name}

@@ -347,7 +347,7 @@ class Slow(online_world.Rest):
 
 async def test_channels_after_a_slow_one_are_left_out_when_time_is_up():
     # The reserve is what is left for the answer after the slow channel ends, generous as machines are busy.
-    world = make_world(extra={"slow": Slow(Options())}, quotas={"slow": 4, "top": 3}, reserve_ms=900.0)
+    world = make_world(extra={"slow": Slow(Options())}, quotas={"slow": 10, "top": 3}, reserve_ms=900.0)
     async with serving(world) as client:
         result = await client.recall(time=200, timeout=1.0)
         assert statuses(result) == {"slow": "OK", "top": "TIMEOUT", "rest": "SKIPPED"}
