@@ -167,7 +167,7 @@ class OverloadConfig(Options):
     smoothing: float = Field(default=0.2, gt=0, le=1)
     """Share of the way to a new limit that is gone with each batch."""
 
-    backlog: int = Field(default=128, ge=1, le=100_000)
+    backlog: int = Field(default=512, ge=1, le=100_000)
     """Calls that gRPC holds while the limit is reached; from half of it on it refuses some by chance, beyond it all."""
 
 
