@@ -249,7 +249,9 @@ class Pipeline:
                 run.whole_depth[c, q] = 0
         depth = run.whole_depth.copy()
         if self.scene.depth:
-            wanted = np.ceil(quotas * self.scene.depth).astype(np.int32)
+            # Of quotas that sum to less than the answer is long each channel gives more than its own.
+            stretch = np.maximum(1.0, run.limits / np.maximum(quotas.sum(axis=0), 1))
+            wanted = np.ceil(quotas * stretch * self.scene.depth).astype(np.int32)
             np.minimum(depth, np.where(quotas > 0, wanted + extra, 0), out=depth)
         run.depth = depth.copy()
         run.answers = self._ask_all(run, range(self._first_fallback), depth)

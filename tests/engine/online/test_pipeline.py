@@ -267,13 +267,20 @@ def test_channels_are_asked_deeper_only_where_the_answer_is_short():
     world = World(
         {"few": few, "half": everybody(range(12, 24)), "spare": everybody(range(6, 12))},
         {"few": 3, "half": 2, "spare": 0},
+        limit=5,
     )
     run = world.pipeline().run([Request(user_id=1), Request(user_id=2)])
     asked = [channel.asked for channel in world.channels.values()]
-    assert asked == [[[6, 6]], [[4, 4], [10, 0]], [[10, 0]]]
+    assert asked == [[[5, 5]], [[4, 4]], []]  # five is the whole depth, and one and four make five
+    assert run.status.tolist() == [[OK, OK], [OK, OK], [SKIPPED, SKIPPED]]
+    few.asked.clear()
+    world.channels["half"].asked.clear()
+    world.limit = 10  # twice what the quotas sum to: they are stretched
+    run = world.pipeline().run([Request(user_id=1), Request(user_id=2, limit=5)])
+    asked = [channel.asked for channel in world.channels.values()]
+    assert asked == [[[10, 5]], [[8, 4], [10, 0]], [[10, 0]]]
     assert run.status.tolist() == [[OK, OK], [OK, OK], [OK, SKIPPED]]
-    assert run.returned.tolist() == [[1, 6], [10, 4], [6, 0]]
-    assert set(answer(run, 1)) == {*range(6), *range(12, 16)}
+    assert run.returned.tolist() == [[1, 5], [10, 4], [6, 0]]
     world.depth = 0.0
     assert answer(run, 0) == answer(world.pipeline().run([Request(user_id=1)]))
     assert world.channels["spare"].asked[-1] == [10]
@@ -287,10 +294,11 @@ def test_a_channel_that_fails_when_asked_for_more_keeps_what_it_had():
             return super().recall_batch(batch, k)
 
     once = Once([list(range(24))] * (USERS + 1))
-    run = World({"once": once}, {"once": 3}).pipeline().run([Request(user_id=1)])
-    assert answer(run) == [0, 1, 2, 3, 4, 5]
-    assert (run.status.tolist(), run.returned.tolist()) == ([[ERROR]], [[6]])
-    assert run.messages == {(0, 0): "RuntimeError('no more')"}
+    world = World({"nothing": everybody([]), "once": once}, {"nothing": 8, "once": 2})
+    run = world.pipeline().run([Request(user_id=1)])
+    assert answer(run) == [0, 1, 2, 3]
+    assert (run.status.tolist(), run.returned.tolist()) == ([[EMPTY], [ERROR]], [[0], [4]])
+    assert run.messages == {(1, 0): "RuntimeError('no more')"}
 
 
 @pytest.mark.parametrize("mode", list(MergeMode))
