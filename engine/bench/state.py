@@ -14,14 +14,14 @@ from engine.bench.report import circumstances, spread
 from engine.config import Config
 from engine.core.channel import Progress
 from engine.core.memory import MemorySink
-from engine.core.types import Int64Array
+from engine.core.types import AnyArray, Int32Array, Int64Array
 from engine.data.catalogue import Catalogue
 from engine.data.dataset import Dataset
 from engine.data.events import EventLog, interest_matrix
 from engine.data.live import LiveCatalogue
 from engine.data.sample import sample_path
 from engine.online.state import State, open_state
-from engine.state.history import SnapshotHistory, UserState, write_history
+from engine.state.history import SnapshotHistory, UserRead, UserState, write_history
 from engine.state.layout import AUTHOR, kind_of, user_tag
 from engine.state.replies import Values
 from engine.state.store import StateStore
@@ -53,8 +53,11 @@ def bench_state(
         reads: per repetition.
 
     Returns:
-        read_us: CPU time of the reading thread per batch, decoding included; wall_us: with the wait for the store;
-        fetch_us: CPU time of asking and receiving alone; decode_us: of all but that; ping_us: of a bare round trip;
+        read_us: CPU time of the reading thread per batch: asking, receiving, histories decoded and merged, exposure
+        bits found; wall_us: with the wait for the store; used_us: CPU time of the same and of sorting out all else
+        (leftovers, dislikes, follows, cities), which happens when the first channel or filter asks for one of them;
+        fetch_us: CPU time of asking and receiving alone; decode_us, decode_used_us: of all but that, of the one and of
+        the other; ping_us: of a bare round trip;
         bytes_per_user: of the store's memory, all keys of a user.
     """
     config = config.model_copy(
@@ -81,13 +84,15 @@ def bench_state(
         fetched = _Fetched(state.store)
         decoder = state.live_users(catalogue, snapshot, cast(StateStore, fetched))
         batches = [rng.choice(known, batch, replace=False) for _ in range(reads)]
-        for each in (reader, decoder):  # compiles, and warms the caches
+        for each in (_Used(reader), _Used(decoder)):  # compiles, and warms the caches
             _timed(_reads(each, catalogue, batches))
         progress.start("reading", repetitions)
         parts: dict[str, list[Callable[[], object]]] = {
             "read": _reads(reader, catalogue, batches),
+            "used": _reads(_Used(reader), catalogue, batches),
             "fetch": [functools.partial(state.store.mget_users, *asked) for asked in fetched.known],
             "decode": _reads(decoder, catalogue, batches),
+            "decode_used": _reads(_Used(decoder), catalogue, batches),
             "ping": [functools.partial(state.store.execute, "PING")] * reads,
         }
         timed: dict[str, list[tuple[float, float]]] = {name: [] for name in parts}
@@ -148,6 +153,18 @@ class _Fetched:
         if asked not in self.known:
             self.known[asked] = self._store.mget_users(users, suffixes)
         return self.known[asked]
+
+
+class _Used:
+    """Reads users and asks for what is sorted out only then."""
+
+    def __init__(self, users: UserState) -> None:
+        self._users = users
+
+    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Sequence[str]) -> UserRead:
+        known = self._users.read(user_ids, users, now, cities)
+        assert known.live.follows
+        return known
 
 
 def _reads(reader: UserState, catalogue: LiveCatalogue, batches: list[Any]) -> list[Callable[[], object]]:

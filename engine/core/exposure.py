@@ -222,16 +222,16 @@ class _Unpacked(NamedTuple):
 class ExposureBits:
     """The slice values of a batch's users; implements `engine.core.live.Exposure`."""
 
-    def __init__(self, content: UInt8Array, ends: Int64Array, offsets: Int64Array) -> None:
-        """Take values end to end.
+    def __init__(self, content: UInt8Array, spans: Int64Array, offsets: Int64Array) -> None:
+        """Take values where they lie.
 
         Args:
-            content: uint8[b], the values.
-            ends: int64[v + 1], where each begins, and the end of the last.
+            content: uint8[b], which holds the values.
+            spans: int64[v, 2], the first byte of each, and how many bytes it has.
             offsets: int64[n + 1]; query q owns the values [offsets[q], offsets[q + 1]).
         """
         self._content = content
-        self._ends = ends
+        self._spans = spans
         self._offsets = offsets
         self._unpacked: _Unpacked | None = None
 
@@ -243,9 +243,10 @@ class ExposureBits:
         for slices in values:
             there.extend(filter(None, slices))
             offsets.append(len(there))
-        ends = list(accumulate(map(len, there), initial=0))
+        sizes = list(map(len, there))
+        spans = np.array([list(accumulate(sizes, initial=0))[:-1], sizes], np.int64).T.copy()
         content = np.frombuffer(b"".join(there), np.uint8)
-        return cls(content, np.array(ends, np.int64), np.array(offsets, np.int64))
+        return cls(content, spans, np.array(offsets, np.int64))
 
     def seen(self, candidates: FanOut, keys: Int64Array) -> BoolArray:
         """Return bool[m]: True where the candidate's user was shown it, or where the bits say so by chance.
@@ -270,9 +271,7 @@ class ExposureBits:
     def alone(self, q: int) -> ExposureBits:
         """Return query q's part as that of a batch of one, without copying."""
         first, last = int(self._offsets[q]), int(self._offsets[q + 1])
-        return ExposureBits(
-            self._content, self._ends[first : last + 1], np.array([0, last - first], np.int64)
-        )
+        return ExposureBits(self._content, self._spans[first:last], np.array([0, last - first], np.int64))
 
     def measure(self, seed: int) -> tuple[int, int, int, int]:
         """Return (probes, positives, bits set, bits): see `Exposure.measure`."""
@@ -287,10 +286,10 @@ class ExposureBits:
     def _unpack(self) -> _Unpacked:
         if self._unpacked is None:
             queries = self._offsets.size - 1
-            room = _LINK_ROOM * (self._ends.size - 1) + (self._content.size >> 17)
+            room = _LINK_ROOM * self._spans.shape[0] + (self._content.size >> 17)
             groups = np.empty((room, 8), np.int64)
             table = np.zeros((3, queries + 1), np.int64)
-            size, damaged = _survey(self._content, self._ends, self._offsets, groups, table)
+            size, damaged = _survey(self._content, self._spans, self._offsets, groups, table)
             words = np.zeros(size, np.uint64)
             if size:
                 _interleave(self._content, groups, words)
@@ -346,7 +345,7 @@ def _little_endian(content, at, width):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _survey(content, ends, values, groups, table):  # type: ignore[no-untyped-def]
+def _survey(content, spans, values, groups, table):  # type: ignore[no-untyped-def]
     """Check every header as `parse_header` does, put links in groups, and fill `groups` and `table` of `_Unpacked`.
 
     Returns how many words are needed, and how many queries have a damaged value.
@@ -359,7 +358,7 @@ def _survey(content, ends, values, groups, table):  # type: ignore[no-untyped-de
         first_group, first_link, first_word = offsets[q], link, words
         last_group = first_group
         for v in range(values[q], values[q + 1]):
-            at, size = ends[v], ends[v + 1] - ends[v]
+            at, size = spans[v, 0], spans[v, 1]
             if size < HEADER_BYTES or content[at] != VERSION:
                 damaged[q] = 1
                 break

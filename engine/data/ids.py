@@ -86,6 +86,11 @@ class IdIndex:
     def __len__(self) -> int:
         return int(self._values.size)
 
+    @property
+    def tables(self) -> tuple[AnyArray, Int32Array]:
+        """The ids in rising order and the hash table of their rows, read-only; of integers, for `find_integers`."""
+        return self._values, self._table
+
     def rows(self, ids: Any) -> Int32Array:
         """Return int32[n]: the row of each id; -1 (`NO_ROW`) for an id that the index does not hold.
 
@@ -98,7 +103,7 @@ class IdIndex:
         if self.kind == "int64":
             wanted = _int64(ids)
             rows = np.empty(wanted.size, np.int32)
-            _find_integers(self._values, self._table, wanted, rows)
+            find_integers(self._values, self._table, wanted, rows)
             return rows
         if not len(ids):
             return np.empty(0, np.int32)
@@ -262,23 +267,35 @@ def _fill_strings(cells, table):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _find_integers(values, table, ids, rows):  # type: ignore[no-untyped-def]
-    # First all slots, then all comparisons: without a branch between them the cache misses overlap.
+def find_integers(values, table, ids, rows):  # type: ignore[no-untyped-def]
+    """Find the rows of integer ids.
+
+    Args:
+        values, table: int64[n], int32[power of two]: of the index.
+        ids: int64[m], what to look for.
+        rows: int32[m], out: -1 for what is not there.
+    """
+    # Rounds: the first slot of all, then the next slot of those that met another id, ... No branch depends on what is
+    # read, so the cache misses overlap and no branch is guessed wrong.
+    mask = table.size - 1
+    left = np.empty(ids.size, np.int32)
     for k in range(ids.size):
         rows[k] = table[_slot(ids[k], table)]
-    for k in range(ids.size):
-        if rows[k] >= 0 and values[rows[k]] != ids[k]:
-            rows[k] = _search_integer(values, table, ids[k])
-
-
-@njit(nogil=True, cache=True)
-def _search_integer(values, table, wanted):  # type: ignore[no-untyped-def]
-    at = _slot(wanted, table)
-    while table[at] >= 0:
-        if values[table[at]] == wanted:
-            return table[at]
-        at = (at + 1) & (table.size - 1)
-    return np.int32(-1)
+    many = 0
+    if values.size > 0:
+        for k in range(ids.size):
+            left[many] = k
+            many += (rows[k] >= 0) & (values[max(rows[k], 0)] != ids[k])
+    step = 0
+    while many > 0:
+        step += 1
+        again = 0
+        for i in range(many):
+            k = left[i]
+            rows[k] = table[(_slot(ids[k], table) + step) & mask]
+            left[again] = k
+            again += (rows[k] >= 0) & (values[max(rows[k], 0)] != ids[k])
+        many = again
 
 
 @njit(nogil=True, cache=True)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Self, TypeAlias
 
 import numpy as np
+from numba import njit
 
 from engine.core.growing_lists import GrowingLists
-from engine.core.int_table import IntTable
+from engine.core.int_table import IntTable, slot_of
 from engine.core.items import ItemColumns
 from engine.core.keys import keys_of, keys_of_cells
 from engine.core.types import NO_ROW, AnyArray, Int32Array, Int64Array, UInt8Array
 from engine.data.catalogue import AUTHOR, Catalogue, ItemText
 from engine.data.changes import ItemChanges, codes_of
 from engine.data.columns import TextColumn
-from engine.data.ids import IdIndex, IdKind
+from engine.data.ids import IdIndex, IdKind, find_integers
+
+KeyTables: TypeAlias = tuple[Int64Array, Int32Array, Int64Array, Int32Array, Int64Array, Int32Array]
+"""What `find_keys` looks keys up in: values and table of integer ids, then keys and rows of string ids and of new ids."""
 
 
 class LiveIds:
@@ -32,6 +36,7 @@ class LiveIds:
         self._rows_of_new = IntTable()
         # Strings are found by key in the state store's records; integers are their own keys.
         self._rows_of_keys = IntTable()
+        self._integers = (base if base.kind == "int64" else IdIndex(np.empty(0, np.int64))).tables
         if base.kind == "string" and self._first:
             rows = np.arange(self._first, dtype=np.int32)
             self._rows_of_keys.put(keys_of_cells(base.encoded(rows)), rows)
@@ -92,14 +97,10 @@ class LiveIds:
                 rows[unknown] = self._rows_of_new.get(keys)
         return rows
 
-    def rows_of_keys(self, keys: Int64Array) -> Int32Array:
-        """Return int32[n]: the row of each key (`engine.core.keys`); -1 for one that is not known."""
-        rows = self._base.rows(keys) if self.kind == "int64" else self._rows_of_keys.get(keys)
-        if self._count and rows.size:
-            unknown = np.flatnonzero(rows == NO_ROW)
-            if unknown.size:
-                rows[unknown] = self._rows_of_new.get(keys[unknown])
-        return rows
+    @property
+    def key_tables(self) -> KeyTables:
+        """What `find_keys` takes; as it is until the next id is added."""
+        return *self._integers, *self._rows_of_keys.arrays, *self._rows_of_new.arrays
 
     def keys(self, rows: Int32Array) -> Int64Array:
         """Return int64[n]: the keys of some rows."""
@@ -227,6 +228,23 @@ class LiveCatalogue:
     def _author_name(self, author: Int32Array) -> str:
         name = self.base.author_names.take(author)[0] if author[0] < len(self.base.authors) else ""
         return name or str(self.authors.ids(author).tolist()[0])
+
+
+@njit(nogil=True, cache=True)
+def find_keys(keys, values, table, key_keys, key_rows, new_keys, new_rows, rows):  # type: ignore[no-untyped-def]
+    """Find the rows of keys in `KeyTables`.
+
+    Args:
+        keys: int64[n].
+        values, table, key_keys, key_rows, new_keys, new_rows: of `LiveIds.key_tables`.
+        rows: int32[n], out: -1 for a key that is not known.
+    """
+    find_integers(values, table, keys, rows)
+    for k in range(keys.size):
+        if rows[k] < 0:
+            rows[k] = key_rows[slot_of(keys[k], key_keys, key_rows)]
+        if rows[k] < 0:
+            rows[k] = new_rows[slot_of(keys[k], new_keys, new_rows)]
 
 
 def _bytes_of(cells: AnyArray) -> UInt8Array:

@@ -54,7 +54,7 @@ def rehearse(config: Config, replica: Replica, state: State) -> None:
     empty = np.empty(0, np.int64) if catalogue.id_type == "int64" else np.empty(0, "S1")
     new = LiveIds(IdIndex(empty))
     new.rows(new.ids(new.add(_as_new(catalogue.items.ids(some)))))
-    new.rows_of_keys(new.keys(some))
+    new.keys(some)
     replica.update(some)
     _take_in_items(catalogue.id_type)
     users = state.live_users(catalogue, _history(len(catalogue.users)), _made_up(config, catalogue, state))

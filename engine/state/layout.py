@@ -41,7 +41,7 @@ GONE = 0xFFFFFFFF
 CITIES_KEPT = 8
 
 STATE_SUFFIXES = (RECENT, LEFTOVERS, DISLIKES, FOLLOWS, CITIES)
-"""What a read fetches of a user besides exposure bits; items first, then both, then authors: one lookup per index."""
+"""What a read fetches of a user besides exposure bits; the first is decoded at once, the others when they are used."""
 
 
 def user_tag(user: int | str) -> bytes:

@@ -5,87 +5,103 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from engine.core.exposure import ExposureBits
-from engine.core.types import BoolArray, Int64Array
-from engine.state.layout import AUTHOR, GONE, ITEM, RECORD, STATE_SUFFIXES
-from engine.state.replies import Values
+from engine.core.int_table import slot_of
+from engine.data.live import find_keys
+from engine.state.layout import GONE, ITEM, RECORD, STATE_SUFFIXES, TOPIC
 
 _KINDS = len(STATE_SUFFIXES)
 _BYTES = RECORD.itemsize
 _RUN = 16
 
 
-def gathered(
-    values: Values, asked: BoolArray, width: int
-) -> tuple[Int64Array, Int64Array, ExposureBits, int]:
-    """Put the records of all users end to end, kind by kind, and their exposure bits.
+@njit(nogil=True, cache=True)
+def read_histories(  # type: ignore[no-untyped-def]
+    content, starts, sizes, asked, width, values, table, key_keys, key_rows, new_keys, new_rows,
+    point_kinds, points, users, indptr, old_rows, old_weights, old_times, recent, keep,
+    rows, weights, timestamps, ends, spans, owned,
+):  # fmt: skip
+    """Read the recent actions of a batch's users, merge them into their histories, and find their exposure bits.
 
     Args:
-        values: `width` of each user who was asked for: those of STATE_SUFFIXES, then exposure bits.
+        content, starts, sizes: of `Values`: `width` of each user who was asked for, those of STATE_SUFFIXES, then
+            exposure bits.
         asked: bool[n], who of the batch that is.
         width: values of each.
+        values, table, key_keys, key_rows, new_keys, new_rows: `LiveIds.key_tables` of the items.
+        point_kinds, points, users, indptr, old_rows, old_weights, old_times, recent, keep, rows, weights, timestamps:
+            as `merge_histories` takes them.
+        ends: int64[n + 1], out: as there; the last one is -1, and no history is answered, where there is no action.
+        spans: int64[..., 2], out: first byte and bytes of the exposure bits.
+        owned: int64[n + 1], out: whose they are, as `ExposureBits` takes them.
 
     Returns:
-        offsets: int64[5 n + 1]; the records of kind k (of STATE_SUFFIXES) of user u begin at offsets[k n + u].
-        records: int64[3 m], three words each, without the room behind the last one in use.
-        The bits, and how many values of records were left out, as they do not consist of whole ones.
+        How many values of records are damaged, as they do not consist of whole ones; of those `collect` reads nothing.
     """
     n = asked.size
-    records = np.empty(values.content.size // 8, np.int64)
-    offsets, owned = np.empty(_KINDS * n + 1, np.int64), np.empty(n + 1, np.int64)
-    bits, ends = np.empty(values.content.size, np.uint8), np.empty(len(values) + 1, np.int64)
-    damaged = _gather(
-        values.content, values.starts, values.sizes, asked, width,
-        records.view(np.uint8), records.view(np.uint32), offsets, bits, ends, owned,
+    value = found = damaged = 0
+    for u in range(n):
+        owned[u] = found
+        if asked[u]:
+            for at in range(value, value + _KINDS):
+                damaged += sizes[at] > 0 and sizes[at] % _BYTES != 0
+            for at in range(value + _KINDS, value + width):
+                if sizes[at] > 0:
+                    spans[found, 0], spans[found, 1] = starts[at], sizes[at]
+                    found += 1
+            value += width
+    owned[n] = found
+    offsets, words = collect(content, starts, sizes, asked, width, 0, 1)
+    m = offsets[n]
+    if m == 0:
+        ends[n] = -1
+        return damaged
+    keys, items = np.empty(m, np.int64), np.empty(m, np.int32)
+    for record in range(m):
+        keys[record] = words[3 * record]
+    find_keys(keys, values, table, key_keys, key_rows, new_keys, new_rows, items)
+    merge_histories(
+        offsets, items, words.view(np.uint32), words, point_kinds, points,
+        users, indptr, old_rows, old_weights, old_times, recent, keep, rows, weights, timestamps, ends,
     )  # fmt: skip
-    words = records[: 3 * int(offsets[-1])]
-    return offsets, words, ExposureBits(bits, ends[: int(owned[-1]) + 1], owned), damaged
+    return damaged
 
 
 @njit(nogil=True, cache=True)
-def _gather(content, starts, sizes, asked, width, records, kinds, offsets, bits, ends, owned):  # type: ignore[no-untyped-def]
-    """Fill the arrays of `gathered`; return how many values are damaged.
+def collect(content, starts, sizes, asked, width, first, last):  # type: ignore[no-untyped-def]
+    """Put the records of some kinds end to end, kind by kind.
 
     Args:
-        content, starts, sizes: of the values.
-        asked, width: of `gathered`.
-        records, kinds: uint8, uint32: one memory, for the records.
-        offsets: int64[5 n + 1], of the records.
-        bits, ends, owned: uint8[...], int64[values + 1], int64[n + 1]: as `ExposureBits` takes them.
+        content, starts, sizes, asked, width: of `read_histories`.
+        first, last: kinds [first, last), as STATE_SUFFIXES counts them.
+
+    Returns:
+        offsets: int64[(last - first) n + 1]; the records of kind `first` + k of user u begin at offsets[k n + u].
+        words: int64[...], three words each, without the room behind the last one in use; more than those in use.
     """
     n = asked.size
-    to = damaged = 0
-    for kind in range(_KINDS):
+    room = 0
+    for value in range(0, sizes.size, width):
+        for at in range(value + first, value + last):
+            room += max(sizes[at], 0)
+    words = np.empty(room // 8 + 3, np.int64)
+    records, kinds = words.view(np.uint8), words.view(np.uint32)
+    offsets = np.empty((last - first) * n + 1, np.int64)
+    to = 0
+    for kind in range(first, last):
         value = kind
         for u in range(n):
-            first = offsets[kind * n + u] = to
+            begin = offsets[(kind - first) * n + u] = to
             if not asked[u]:
                 continue
             start, size = starts[value], sizes[value]
             value += width
-            if size > 0 and size % _BYTES:
-                damaged += 1
-            elif size > 0:
+            if size > 0 and size % _BYTES == 0:
                 _copy(content[start : start + size], records[_BYTES * to : _BYTES * to + size])
                 to += size // _BYTES
-                while to > first and kinds[6 * to - 4] == 0:
+                while to > begin and kinds[6 * to - 4] == 0:
                     to -= 1
-    offsets[_KINDS * n] = to
-    value = found = end = 0
-    for u in range(n):
-        owned[u] = found
-        if not asked[u]:
-            continue
-        for bit_value in range(value + _KINDS, value + width):
-            start, size = starts[bit_value], sizes[bit_value]
-            if size > 0:
-                _copy(content[start : start + size], bits[end : end + size])
-                ends[found] = end
-                end += size
-                found += 1
-        value += width
-    owned[n], ends[found] = found, end
-    return damaged
+    offsets[(last - first) * n] = to
+    return offsets, words
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -166,8 +182,8 @@ def merge_histories(  # type: ignore[no-untyped-def]
     most = 1
     for u in range(offsets.size - 1):
         most = max(most, offsets[u + 1] - offsets[u])
-    size = 16
-    while size < 2 * most:
+    size = 16  # sparse, so that most searches end at the first place
+    while size < 8 * most:
         size *= 2
     order, spare = np.empty(most, np.int64), np.empty(most, np.int64)
     # Entries of all users stand end to end: what the table holds below a user's first one is another's.
@@ -199,8 +215,9 @@ def merge_histories(  # type: ignore[no-untyped-def]
             if row < 0 or worth <= 0:
                 continue
             at = _place(row, first, table, live_rows)
-            if table[at] >= first:
-                live_weights[table[at]] += worth
+            e = table[at]
+            if e >= first:
+                live_weights[e] += worth
             else:
                 table[at] = live
                 live_rows[live], live_weights[live], live_times[live] = row, worth, times[3 * record + 2]
@@ -221,14 +238,29 @@ def merge_histories(  # type: ignore[no-untyped-def]
             if old_times[j] > live_times[e]:
                 live_times[e] = old_times[j]
                 in_order = False
+        mine = live - first
+        if in_order and mine and (fresh == 0 or live_times[live - 1] >= old_times[only[0]]):
+            # As a rule all that was done since the release was built is newer than all that it knows.
+            head = min(keep, mine)
+            for i in range(head):
+                rows[to + i] = live_rows[first + i]
+                weights[to + i] = live_weights[first + i]
+                timestamps[to + i] = live_times[first + i]
+            to += head
+            for i in range(min(fresh, keep - head)):
+                j = only[i]
+                rows[to], weights[to], timestamps[to] = old_rows[j], old_weights[j], old_times[j]
+                to += 1
+            ends[u + 1] = to
+            continue
         if in_order:
-            for i in range(live - first):
+            for i in range(mine):
                 spare[i] = first + i
         else:
             _entries_newest_first(live_times, first, live, spare)
         i = j = 0
-        for _ in range(min(keep, live - first + fresh)):
-            if i < live - first and (j == fresh or live_times[spare[i]] >= old_times[only[j]]):
+        for _ in range(min(keep, mine + fresh)):
+            if i < mine and (j == fresh or live_times[spare[i]] >= old_times[only[j]]):
                 e = spare[i]
                 rows[to], weights[to], timestamps[to] = live_rows[e], live_weights[e], live_times[e]
                 i += 1
@@ -266,36 +298,75 @@ def _entries_newest_first(times, first, end, order):  # type: ignore[no-untyped-
 
 @njit(nogil=True, cache=True)
 def sort_out(  # type: ignore[no-untyped-def]
-    offsets, n, items, authors, tags, places, kinds, values, times, current, most_dislikes, most_follows, most_cities,
+    content, starts, sizes, asked, width,
+    values, table, key_keys, key_rows, new_keys, new_rows,
+    author_values, author_table, author_keys, author_rows, new_author_keys, new_author_rows,
+    tag_keys, tag_codes, city_keys, city_codes, current, most_dislikes, most_follows, most_cities,
     rows, scores, stamps, recalls, bounds,
 ):  # fmt: skip
-    """Sort out leftovers, dislikes, follows and cities.
+    """Read and sort out leftovers, dislikes, follows and cities.
 
     Args:
-        offsets: int64[5 n + 1]; the records of key k (of STATE_SUFFIXES) of user u begin at offsets[k n + u].
-        items, authors, tags, places: int32, what the keys of the records stand for; they begin with the records of
-            key 0, 2, 2 and 4.
-        kinds, values, times: the records as uint32, float32 and int64.
+        content, starts, sizes, asked, width: of `read_histories`.
+        values, table, key_keys, key_rows, new_keys, new_rows: `LiveIds.key_tables` of the items.
+        author_values, author_table, author_keys, author_rows, new_author_keys, new_author_rows: of the authors.
+        tag_keys, tag_codes, city_keys, city_codes: `IntTable.arrays` of tags and cities.
         current: int32[n], the code of the city where the user is; -1 where not known.
         most_dislikes, most_follows, most_cities: records that count, the newest.
         rows: int32[...], out: leftovers, disliked items, authors and tags, follows, cities, one after another.
         scores, stamps, recalls: of the leftovers, out.
         bounds: int64[6, n + 1], out: offsets of the users in each of the six.
     """
-    dislikes, cities = offsets[2 * n], offsets[4 * n]
+    n = asked.size
+    offsets, times = collect(content, starts, sizes, asked, width, 1, _KINDS)
+    kinds, floats = times.view(np.uint32), times.view(np.float32)
+    dislikes, follows, cities, m = offsets[n], offsets[2 * n], offsets[3 * n], offsets[4 * n]
+    keys, found = np.empty(m, np.int64), np.empty(m, np.int32)
+    for record in range(m):
+        keys[record] = times[3 * record]
+    find_keys(
+        keys[:dislikes], values, table, key_keys, key_rows, new_keys, new_rows, found[:dislikes]
+    )  # fmt: skip
+    find_keys(
+        keys[follows:cities], author_values, author_table, author_keys, author_rows, new_author_keys, new_author_rows,
+        found[follows:cities],
+    )  # fmt: skip
+    for record in range(cities, m):
+        found[record] = city_codes[slot_of(keys[record], city_keys, city_codes)]
+    which, wanted = np.empty(follows - dislikes, np.int64), np.empty(follows - dislikes, np.int64)
+    answers = np.empty(follows - dislikes, np.int32)
+    for part in range(ITEM, TOPIC):
+        count = 0
+        for record in range(dislikes, follows):
+            which[count], wanted[count] = record, keys[record]
+            count += kinds[6 * record + 2] == part
+        if part == ITEM:
+            find_keys(
+                wanted[:count], values, table, key_keys, key_rows, new_keys, new_rows, answers[:count]
+            )  # fmt: skip
+        else:
+            find_keys(
+                wanted[:count], author_values, author_table, author_keys, author_rows, new_author_keys,
+                new_author_rows, answers[:count],
+            )  # fmt: skip
+        for i in range(count):
+            found[which[i]] = answers[i]
+    for record in range(dislikes, follows):
+        if kinds[6 * record + 2] == TOPIC:
+            found[record] = tag_codes[slot_of(keys[record], tag_keys, tag_codes)]
     most = 1
-    for u in range(2 * n, 5 * n):
+    for u in range(n, 4 * n):
         most = max(most, offsets[u + 1] - offsets[u])
     order, spare = np.empty(most, np.int64), np.empty(most, np.int64)
     to = start = 0
     bounds[0, 0] = 0
     for u in range(n):
-        for record in range(offsets[n + u], offsets[n + u + 1]):
+        for record in range(offsets[u], offsets[u + 1]):
             kind = kinds[6 * record + 2]
-            if kind != 0 and kind != GONE and items[record] >= 0:
+            if kind != 0 and kind != GONE and found[record] >= 0:
                 rows[to], scores[to], stamps[to] = (
-                    items[record],
-                    values[6 * record + 3],
+                    found[record],
+                    floats[6 * record + 3],
                     times[3 * record + 2],
                 )
                 recalls[to] = np.int32(min(kind - 1, 0x7FFFFFFF))
@@ -304,32 +375,26 @@ def sort_out(  # type: ignore[no-untyped-def]
     for part in range(1, 4):
         bounds[part, 0], start = 0, to
         for u in range(n):
-            first = offsets[2 * n + u]
-            used = offsets[2 * n + u + 1] - first
+            first = offsets[n + u]
+            used = offsets[n + u + 1] - first
             newest_first(times, first, used, order, spare)
             for i in range(min(used, most_dislikes)):
                 record = order[i]
                 kind = kinds[6 * record + 2]
-                if kind != part or values[6 * record + 3] <= 0:
+                if kind != part or floats[6 * record + 3] <= 0:
                     continue
-                if kind == ITEM:
-                    row = items[record]
-                elif kind == AUTHOR:
-                    row = authors[record - dislikes]
-                else:
-                    row = tags[record - dislikes]
-                if row >= 0:
-                    rows[to] = row
+                if found[record] >= 0:
+                    rows[to] = found[record]
                     to += 1
             bounds[part, u + 1] = to - start
     bounds[4, 0], start = 0, to
     for u in range(n):
-        first = offsets[3 * n + u]
-        used = offsets[3 * n + u + 1] - first
+        first = offsets[2 * n + u]
+        used = offsets[2 * n + u + 1] - first
         newest_first(times, first, used, order, spare)
         for i in range(min(used, most_follows)):
-            row = authors[order[i] - dislikes]
-            if values[6 * order[i] + 3] > 0 and row >= 0:
+            row = found[order[i]]
+            if floats[6 * order[i] + 3] > 0 and row >= 0:
                 rows[to] = row
                 to += 1
         bounds[4, u + 1] = to - start
@@ -338,11 +403,11 @@ def sort_out(  # type: ignore[no-untyped-def]
         if current[u] >= 0:
             rows[to] = current[u]
             to += 1
-        first = offsets[4 * n + u]
-        used = offsets[4 * n + u + 1] - first
+        first = offsets[3 * n + u]
+        used = offsets[3 * n + u + 1] - first
         newest_first(times, first, used, order, spare)
         for i in range(min(used, most_cities)):
-            row = places[order[i] - cities]
+            row = found[order[i]]
             if row >= 0 and row != current[u]:
                 rows[to] = row
                 to += 1

@@ -4,29 +4,34 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from itertools import accumulate, islice
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from itertools import accumulate, islice, pairwise
+from typing import Any, Self
 
 import numpy as np
 
 from engine.core.errors import StateError
+from engine.core.exposure import ExposureBits
 from engine.core.int_table import IntTable
 from engine.core.keys import keys_of
 from engine.core.live import Exposure, Leftovers, LiveState
 from engine.core.query import History
-from engine.core.types import AnyArray, Int32Array, Int64Array, RaggedRows
+from engine.core.types import AnyArray, BoolArray, Int32Array, Int64Array, RaggedRows
 from engine.data.live import LiveCatalogue
 from engine.state.exposure import ExposureBackend
 from engine.state.history import SnapshotHistory, UserRead
 from engine.state.layout import (
     CITIES_KEPT,
+    RECORD,
     STATE_SUFFIXES,
     kind_of,
     slice_suffix,
     user_prefix,
     user_tag,
 )
-from engine.state.records import gathered, merge_histories, sort_out
+from engine.state.records import read_histories, sort_out
+from engine.state.replies import Values
 from engine.state.store import StateStore
 from engine.state.writes import UserLimits
 
@@ -43,13 +48,41 @@ class _Codes:
         self._table = IntTable()
         self._known = 0
 
-    def get(self, keys: Int64Array) -> Int32Array:
-        """Return int32[n]: the code of each key; -1 where there is none."""
+    @property
+    def tables(self) -> tuple[Int64Array, Int32Array]:
+        """`IntTable.arrays`: the keys and codes of all that is known now."""
         if len(self._vocabulary) > self._known:
             new = list(islice(self._vocabulary.items(), self._known, None))
             self._table.put(keys_of(text for text, _ in new), np.array([code for _, code in new], np.int32))
             self._known += len(new)
-        return self._table.get(keys)
+        return self._table.arrays
+
+
+_SORTED_OUT = ("leftovers", "disliked_items", "disliked_authors", "disliked_tags", "follows", "cities")
+
+
+class _ReadState(LiveState):
+    """A `LiveState` whose parts but `exposure` are sorted out when the first of them is asked for."""
+
+    __slots__ = ("_sort_out",)
+
+    _sort_out: Callable[[], tuple[Leftovers | RaggedRows, ...]]
+
+    @classmethod
+    def of(cls, exposure: Exposure, sort_out: Callable[[], tuple[Leftovers | RaggedRows, ...]]) -> Self:
+        """Return the state that a function sorts out, called once at most: _SORTED_OUT in this order."""
+        state = cls.__new__(cls)
+        for name, value in (("exposure", exposure), ("available", True), ("_sort_out", sort_out)):
+            object.__setattr__(state, name, value)
+        return state
+
+    def __getattr__(self, name: str) -> Any:
+        # Asked only for what the slots do not hold yet.
+        if name not in _SORTED_OUT:
+            raise AttributeError(name)
+        for part, value in zip(_SORTED_OUT, self._sort_out(), strict=True):
+            object.__setattr__(self, part, value)
+        return object.__getattribute__(self, name)
 
 
 class LiveUsers:
@@ -113,12 +146,9 @@ class LiveUsers:
             _log.info("the state store answers again")
             self._failing_since = 0.0
         asked = np.array([bool(tag) for tag in tags])
-        offsets, records, bits, damaged = gathered(values, asked, len(suffixes))
-        if damaged:
-            _log.warning("%d values of users in the state store are damaged and not used", damaged)
-        codes = self._catalogue.columns.city_codes
-        current = np.array([codes.get(city, -1) if city else -1 for city in cities], np.int32)
-        return self._decoded(offsets, records, users, current, self._exposure.view(tags, bits))
+        history, bits = self._histories(values, asked, len(suffixes), users)
+        rest = partial(self._sorted_out, values, asked, len(suffixes), cities)
+        return UserRead(history, _ReadState.of(self._exposure.view(tags, bits), rest))
 
     def _suffixes(self, slices: list[int]) -> tuple[bytes, ...]:
         """Return which keys are read of a user."""
@@ -126,66 +156,56 @@ class LiveUsers:
             self._slices, self._read = slices, (*STATE_SUFFIXES, *map(slice_suffix, slices))
         return self._read
 
-    def _decoded(
-        self,
-        offsets: Int64Array,
-        records: Int64Array,
-        users: Int32Array,
-        current: Int32Array,
-        exposure: Exposure,
-    ) -> UserRead:
+    def _histories(
+        self, values: Values, asked: BoolArray, width: int, users: Int32Array
+    ) -> tuple[History, ExposureBits]:
+        """Return the histories of the users, merged with the release's, and their exposure bits."""
         n = users.size
-        recent, leftovers, dislikes, follows, cities, _end = offsets[::n].tolist()
-        keys, kinds, values32 = records[0::3].copy(), records.view(np.uint32), records.view(np.float32)
-        # STATE_SUFFIXES puts next to each other what is looked up in one index.
-        items = self._catalogue.items.rows_of_keys(keys[:follows])
-        authors = self._catalogue.authors.rows_of_keys(keys[dislikes:cities])
-        tags = self._tags.get(keys[dislikes:follows])
-        places = self._cities.get(keys[cities:])
-        if leftovers > recent:
-            history = self._merged(offsets[: n + 1], items, kinds, records, users)
-        else:
-            history = self._snapshot.histories(users)
-        rows = np.empty(keys.size + n, np.int32)
-        scores = np.empty(dislikes - leftovers, np.float32)
-        stamps = np.empty(dislikes - leftovers, np.int64)
-        recalls = np.empty(dislikes - leftovers, np.int32)
-        bounds = np.empty((6, n + 1), np.int64)
-        limits = self._limits
-        sort_out(
-            offsets, n, items, authors, tags, places, kinds, values32, records, current,
-            limits.dislikes, limits.follows, CITIES_KEPT, rows, scores, stamps, recalls, bounds,
-        )  # fmt: skip
-        ends = [0, *accumulate(bounds[:, n].tolist())]
-        parts = [rows[ends[at] : ends[at + 1]] for at in range(6)]
-        ragged = [RaggedRows(part, bounds[at]) for at, part in enumerate(parts)]
-        kept = parts[0].size
-        live = LiveState(
-            follows=ragged[4],
-            disliked_items=ragged[1],
-            disliked_authors=ragged[2],
-            disliked_tags=ragged[3],
-            cities=ragged[5],
-            leftovers=Leftovers(parts[0], scores[:kept], stamps[:kept], recalls[:kept], bounds[0]),
-            exposure=exposure,
-            available=True,
-        )
-        return UserRead(history, live)
-
-    def _merged(
-        self, offsets: Int64Array, items: Int32Array, kinds: AnyArray, times: Int64Array, users: Int32Array
-    ) -> History:
-        indptr, old_rows, old_weights, old_times = self._old
-        room = users.size * self._keep
+        room = n * self._keep
         rows, weights = np.empty(room, np.int32), np.empty(room, np.float32)
-        timestamps, ends = np.empty(room, np.int64), np.empty(offsets.size, np.int64)
-        merge_histories(
-            offsets, items, kinds, times, self._kinds, self._points,
-            users, indptr, old_rows, old_weights, old_times,
-            self._limits.recent, self._keep, rows, weights, timestamps, ends,
+        timestamps, ends, owned = (
+            np.empty(room, np.int64),
+            np.empty(n + 1, np.int64),
+            np.empty(n + 1, np.int64),
+        )
+        spans = np.empty((len(values), 2), np.int64)
+        indptr, old_rows, old_weights, old_times = self._old
+        damaged = read_histories(
+            values.content, values.starts, values.sizes, asked, width, *self._catalogue.items.key_tables,
+            self._kinds, self._points, users, indptr, old_rows, old_weights, old_times, self._limits.recent, self._keep,
+            rows, weights, timestamps, ends, spans, owned,
         )  # fmt: skip
-        m = int(ends[-1])
-        return History(rows[:m], weights[:m], timestamps[:m], ends)
+        if damaged:
+            _log.warning("%d values of users in the state store are damaged and not used", damaged)
+        bits = ExposureBits(values.content, spans[: int(owned[n])], owned)
+        m = int(ends[n])
+        if m < 0:
+            return self._snapshot.histories(users), bits
+        return History(rows[:m], weights[:m], timestamps[:m], ends), bits
+
+    def _sorted_out(
+        self, values: Values, asked: BoolArray, width: int, cities: Sequence[str]
+    ) -> tuple[Leftovers | RaggedRows, ...]:
+        """Return what the records other than recent actions say, in the order of _SORTED_OUT."""
+        n = asked.size
+        codes = self._catalogue.columns.city_codes
+        current = np.array([codes.get(city, -1) if city else -1 for city in cities], np.int32)
+        room = values.content.size // RECORD.itemsize + n
+        rows, scores = np.empty(room, np.int32), np.empty(room, np.float32)
+        stamps, recalls = np.empty(room, np.int64), np.empty(room, np.int32)
+        bounds = np.empty((len(_SORTED_OUT), n + 1), np.int64)
+        limits, catalogue = self._limits, self._catalogue
+        sort_out(
+            values.content, values.starts, values.sizes, asked, width,
+            *catalogue.items.key_tables, *catalogue.authors.key_tables, *self._tags.tables, *self._cities.tables,
+            current, limits.dislikes, limits.follows, CITIES_KEPT, rows, scores, stamps, recalls, bounds,
+        )  # fmt: skip
+        first, *others = accumulate(bounds[:, n].tolist())
+        ragged = [
+            RaggedRows(rows[start:end], offsets)
+            for (start, end), offsets in zip(pairwise((first, *others)), bounds[1:], strict=True)
+        ]
+        return Leftovers(rows[:first], scores[:first], stamps[:first], recalls[:first], bounds[0]), *ragged
 
     def _failed(self, error: StateError) -> None:
         now = time.monotonic()

@@ -443,7 +443,7 @@ def test_bench_state_times_the_read_of_users_who_did_a_lot(recall: Recall) -> No
     found = one_object(out)
     assert found.keys() >= CIRCUMSTANCES
     assert 0 < found["read_us_min"] <= found["read_us"] <= found["read_us_max"]
-    assert all(found[part] > 0 for part in ("wall_us", "fetch_us", "decode_us", "ping_us"))
+    assert all(found[part] > 0 for part in ("used_us", "wall_us", "fetch_us", "decode_us", "ping_us"))
     assert found["bytes_per_user"] > 5_000
     refused(recall("bench", "state", "--users", 2), "--batch: a batch of 8 needs as many users, there are 2")
 

@@ -18,7 +18,7 @@ from engine.data.changes import ItemChanges
 from engine.data.columns import CodedColumn, TagColumn, TextColumn
 from engine.data.fold import fold
 from engine.data.ids import IdIndex, IdKind
-from engine.data.live import LiveCatalogue, LiveIds
+from engine.data.live import LiveCatalogue, LiveIds, find_keys
 
 KINDS: tuple[IdKind, ...] = ("int64", "string")
 ID = {"int64": lambda n: n, "string": lambda n: f"key-{n:03}"}
@@ -166,7 +166,9 @@ def test_ids_are_found_as_ids_and_as_keys(kind: IdKind) -> None:
     assert ids.rows(wanted).tolist() == [3, 0, -1, 4, 1]
     assert ids.rows(np.array(wanted)).tolist() == [3, 0, -1, 4, 1]
     keys = np.array([key_of(id_) for id_ in wanted], np.int64)
-    assert ids.rows_of_keys(keys).tolist() == [3, 0, -1, 4, 1]
+    found = np.empty(keys.size, np.int32)
+    find_keys(keys, *ids.key_tables, found)
+    assert found.tolist() == [3, 0, -1, 4, 1]
     rows = np.array([4, 0, 3], np.int32)
     assert ids.ids(rows).tolist() == [name(100_000), name(1), name(3)]
     assert ids.keys(rows).tolist() == [key_of(name(n)) for n in (100_000, 1, 3)]

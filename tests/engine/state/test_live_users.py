@@ -201,6 +201,27 @@ def test_follows_dislikes_and_leftovers_come_back(world: World) -> None:
     assert (left.timestamps.tolist(), left.recalls.tolist()) == ([77, 77], [0, 1])
 
 
+def test_only_what_is_asked_for_is_sorted_out_and_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes = Writes()
+    writes.follow(world.tag(0), world.key(1), 10, False)
+    world.commit(writes)
+    calls: list[int] = []
+    sorted_out = LiveUsers._sorted_out
+    monkeypatch.setattr(LiveUsers, "_sorted_out", lambda *args: calls.append(1) or sorted_out(*args))
+    live = world.read(0).live
+    assert live.available
+    assert live.exposure is not None
+    assert not calls
+    assert lists(live.follows) == [[0]]
+    assert lists(live.cities) == [[]]
+    changed = dataclasses.replace(live, exposure=None)
+    assert changed.exposure is None
+    assert lists(changed.follows) == lists(live.alone(0).follows) == [[0]]
+    assert len(calls) == 1
+    with pytest.raises(AttributeError):
+        live.nothing  # noqa: B018
+
+
 def test_an_undone_follow_is_gone(world: World) -> None:
     writes = Writes()
     writes.follow(world.tag(0), world.key(1), 10, False)
@@ -296,7 +317,6 @@ old_entry = st.tuples(st.integers(0, 14), st.integers(1, 5), st.integers(0, 30))
     users=st.lists(
         st.tuples(
             st.lists(record, max_size=60, unique_by=lambda r: (r[0], r[1]) if r[0] >= 0 else object()),
-            st.integers(0, 3),
             st.lists(old_entry, max_size=12, unique_by=lambda entry: entry[0]),
         ),
         max_size=4,
@@ -305,25 +325,25 @@ old_entry = st.tuples(st.integers(0, 14), st.integers(1, 5), st.integers(0, 30))
     keep=st.integers(1, 30),
 )
 def test_merging_equals_the_plain_rule(users: list[Any], recent: int, keep: int) -> None:
-    users = [(live, room, sorted(old, key=lambda entry: -entry[2])) for live, room, old in users]
+    users = [(live, sorted(old, key=lambda entry: -entry[2])) for live, old in users]
     points = {1: 1.0, 2: 0.5}
-    expected = [plain_merge(live, old, points, recent, keep) for live, _, old in users]
-    content = np.zeros(sum(len(live) + room for live, room, _ in users), RECORD)
+    expected = [plain_merge(live, old, points, recent, keep) for live, old in users]
+    content = np.zeros(sum(len(live) for live, _ in users), RECORD)
     items = np.zeros(content.size, np.int32)
     # Whose history it is has another number than who asks; one who has none is not known.
     offsets, indptr = np.zeros(len(users) + 1, np.int64), np.zeros(len(users) + 1, np.int64)
     owners = np.arange(len(users), dtype=np.int32)[::-1].copy()
     at = 0
-    for u, (live, room, old) in enumerate(users):
+    for u, (live, old) in enumerate(users):
         owners[u] = owners[u] if old else -1
         for n, (row, kind, moment) in enumerate(live):
             content["kind"][at + n], content["time"][at + n], items[at + n] = kind, moment, row
-        at += len(live) + room
+        at += len(live)
         offsets[u + 1] = at
-    for owner, (_, _, old) in enumerate(reversed(users)):
+    for owner, (_, old) in enumerate(reversed(users)):
         indptr[owner + 1] = indptr[owner] + len(old)
     indptr.flags.writeable = False
-    entries = [entry for _, _, old in reversed(users) for entry in old]
+    entries = [entry for _, old in reversed(users) for entry in old]
     room = len(users) * keep
     out = np.zeros(room, np.int32), np.zeros(room, np.float32), np.zeros(room, np.int64)
     ends = np.zeros(len(users) + 1, np.int64)

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.core.exposure import ExposureLayout, add
+from engine.data.ids import IdIndex
+from engine.data.live import LiveIds
 from engine.state.layout import RECORD, STATE_SUFFIXES
-from engine.state.records import gathered
+from engine.state.records import collect, read_histories
 from engine.state.replies import OtherReplyError, Values, receive_values
 
 KINDS = len(STATE_SUFFIXES)
@@ -102,7 +104,7 @@ bits = st.none() | st.lists(st.integers(0, 100), max_size=5)
 @given(
     users=st.lists(st.none() | st.tuples(st.tuples(*[records] * KINDS), st.tuples(*[bits] * 2)), max_size=4)
 )
-def test_gathering_equals_the_plain_rule(users: list) -> None:
+def test_collecting_equals_the_plain_rule(users: list) -> None:
     values: list[bytes | None] = []
     kept = [[np.zeros(0, RECORD) for _ in users] for _ in range(KINDS)]
     damaged = 0
@@ -121,11 +123,23 @@ def test_gathering_equals_the_plain_rule(users: list) -> None:
             values.append(add(None, keys, ExposureLayout(10, 10, 7)) if keys else None)
             shown[u] += [values[-1]] * bool(keys)
     asked = np.array([user is not None for user in users], np.bool_)
-    offsets, words, exposure, bad = gathered(Values.of(values), asked, KINDS + 2)
-    assert bad == damaged
+    read, width = Values.of(values), KINDS + 2
+    offsets, words = collect(read.content, read.starts, read.sizes, asked, width, 0, KINDS)
     expected = [part for parts in kept for part in parts]
     assert offsets.tolist() == [0, *itertools.accumulate(map(len, expected))]
-    assert words.tobytes() == b"".join(part.tobytes() for part in expected)
-    ends, owned = exposure._ends.tolist(), exposure._offsets.tolist()
-    found = [exposure._content[a:b].tobytes() for a, b in itertools.pairwise(ends)]
-    assert [found[a:b] for a, b in itertools.pairwise(owned)] == shown
+    assert words[: 3 * offsets[-1]].tobytes() == b"".join(part.tobytes() for part in expected)
+    later, _ = collect(read.content, read.starts, read.sizes, asked, width, 2, 4)
+    assert later.tolist() == (offsets[2 * asked.size : 4 * asked.size + 1] - offsets[2 * asked.size]).tolist()
+    spans, owned = np.empty((len(values), 2), np.int64), np.empty(asked.size + 1, np.int64)
+    nothing = [np.zeros(0, dtype) for dtype in (np.int32, np.float32, np.int64)]
+    old = [np.zeros(1, np.int64), *map(np.copy, nothing)]
+    for array in old:
+        array.flags.writeable = False
+    bad = read_histories(
+        read.content, read.starts, read.sizes, asked, width,
+        *LiveIds(IdIndex.of(np.zeros(0, np.int64))).key_tables, np.zeros(0, np.uint32), nothing[1],
+        np.full(asked.size, -1, np.int32), *old, 10, 10, *nothing, np.empty(asked.size + 1, np.int64), spans, owned,
+    )  # fmt: skip
+    assert bad == damaged
+    found = [read.content[start : start + size].tobytes() for start, size in spans[: owned[-1]].tolist()]
+    assert [found[a:b] for a, b in itertools.pairwise(owned.tolist())] == shown
