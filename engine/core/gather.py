@@ -125,6 +125,7 @@ def _gather(  # type: ignore[no-untyped-def]
                         best[slot] = gain
                         triggers[slot] = reached_from[r]
             for slot in range(slots):
+                sums[slot] += np.float32(0)  # a sum of -0 is 0: it has no place of its own below it
                 keys[slot] = sort_key(sum_bits[slot], rows[slot])
             take = min(slots, k[q])
             if take < slots:
