@@ -3,6 +3,7 @@
 # make test          everything that CI runs: lint, types, import rules, tests
 #
 # PYTHON=python3.12 chooses the interpreter of a new .venv; the default is the newest of 3.13, 3.12, 3.11 that works.
+# TORCH='torch>=2.4' chooses the torch that training is tested with; the default is a build without CUDA.
 
 VENV ?= .venv
 WORKERS ?= 2
@@ -11,12 +12,19 @@ ONCE ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# On Linux a plain `torch` is a CUDA build of gigabytes.
+TORCH ?= $(if $(filter Darwin,$(shell uname -s)),torch>=2.4,torch==2.13.0+cpu)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PROTOS := $(wildcard protos/recall/v1/*.proto)
 
 # A stamp per kind of install, older than pyproject.toml when that has changed. The development install holds all that
 # the plain one does, so it stamps both and neither undoes the other.
 RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+
+# Both are tried, and done without: hnswlib has no wheels, and not every index has a torch without CUDA.
+SAY_NO_HNSWLIB = echo "hnswlib was not installed: it needs a C++ compiler ($(VENV)/hnswlib.log). faiss's HNSW takes its place."
+SAY_NO_TORCH = echo "$(TORCH) was not installed ($(VENV)/torch.log): the tests of training are skipped."
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -51,12 +59,16 @@ proto: $(DEV_STAMP)
 
 $(RUN_STAMP): pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV); the first time this takes about half a minute."
-	@$(PIP) install --quiet --no-compile --editable .
+	@$(PIP) install --quiet --no-compile --editable '.[hnsw]' 2>$(VENV)/hnswlib.log || { \
+	  $(PIP) install --quiet --no-compile --editable . && $(SAY_NO_HNSWLIB); }
 	@touch $@
 
 $(DEV_STAMP): pyproject.toml | $(BIN)/python
 	@echo "Installing the development tools into $(VENV)."
-	@$(PIP) install --quiet --editable '.[dev]'
+	@$(PIP) install --quiet --editable '.[dev,hnsw]' 2>$(VENV)/hnswlib.log || { \
+	  $(PIP) install --quiet --editable '.[dev]' && $(SAY_NO_HNSWLIB); }
+	@{ $(PIP) install --quiet '$(TORCH)' || $(PIP) install --quiet --index-url $(TORCH_INDEX) '$(TORCH)'; } \
+	  2>$(VENV)/torch.log && $(PIP) install --quiet --editable '.[train]' || $(SAY_NO_TORCH)
 	@touch $(RUN_STAMP) $@
 
 # A candidate is tried, not only looked up: it may be a shim for a version that is not there, or lack venv.

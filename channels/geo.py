@@ -1,18 +1,16 @@
 """Geo nearby: the newest good posts of the GeoHash cell that the request comes from.
 
 Source: the recommender course (Wang Shusen, GeoHash recall): GeoHash -> good posts, newest first. There is nothing
-personal in it, which is why the quality of the posts matters. Cells and their neighbours are pygeohash's.
+personal in it, which is why the quality of the posts matters. Cells are pygeohash's.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import numpy as np
 import pygeohash
+from numba import njit
 from pydantic import Field
 
 from engine.core.candidates import CandidateBatch, TriggerKind
@@ -29,9 +27,6 @@ from engine.core.postings import (
 )
 from engine.core.query import QueryBatch
 from engine.core.types import AnyArray, Int32Array, Int64Array
-
-# It logs as errors what it raises, too; that there is no cell beyond the pole is none.
-logging.getLogger("pygeohash").setLevel(logging.CRITICAL)
 
 ALPHABET = "0123456789bcdefghjkmnpqrstuvwxyz"
 """GeoHash's digits; each stands for 5 bits."""
@@ -90,21 +85,12 @@ class Geo(Channel):
 
     def recall_batch(self, batch: QueryBatch, k: Int32Array) -> CandidateBatch:
         """Read the cell of each query, and its neighbours where it is thin."""
-        places = zip(batch.latitude.tolist(), batch.longitude.tolist(), strict=True)
-        # NaN, which is no location, equals nothing.
-        around: list[Sequence[int]] = [
-            _around(pygeohash.encode(latitude, longitude, self.config.precision))
-            if latitude == latitude and longitude == longitude
-            else ()
-            for latitude, longitude in places
-        ]
-        if not any(around):
+        here = cells(batch.latitude, batch.longitude, self.config.precision)
+        keys, offsets = around(here, self.config.precision)
+        if not keys.size:
             return CandidateBatch.empty(k.size)
-        keys = np.array([cell for part in around for cell in part], np.int64)
-        offsets = np.zeros(k.size + 1, np.int64)
-        np.cumsum([len(part) for part in around], out=offsets[1:])
         weights = np.full(keys.size, self.config.neighbour_weight, np.float32)
-        weights[[start for start, part in zip(offsets.tolist(), around, strict=False) if part]] = 1.0
+        weights[offsets[:-1][here != NO_KEY]] = 1.0
         wanted = Wanted(offsets, keys, weights, keys.astype(np.int32))
         return self._posts.read(wanted, self._reading, batch.now, k)
 
@@ -133,19 +119,58 @@ def geohash_of(number: int, precision: int) -> str:
     return "".join(ALPHABET[number >> 5 * place & 31] for place in range(precision - 1, -1, -1))
 
 
-@lru_cache(maxsize=65_536)
-def _around(cell: str) -> tuple[int, ...]:
-    """Return the numbers of a cell and, behind it, of its neighbours; beyond the poles there are none."""
-    rows: list[str | None] = [cell, _next(cell, "top"), _next(cell, "bottom")]
-    names: list[str] = []
-    for middle in rows:
-        if middle is not None:
-            names += [middle, pygeohash.get_adjacent(middle, "left"), pygeohash.get_adjacent(middle, "right")]
-    return tuple(dict.fromkeys(cell_number(name) for name in names))
+def around(here: Int64Array, precision: int) -> tuple[Int64Array, Int64Array]:
+    """Return each cell and, behind it, its neighbours; beyond the poles there are none.
+
+    Args:
+        here: int64[n], cells, `NO_KEY` for none.
+        precision: letters of their GeoHashes.
+
+    Returns:
+        int64[m], cells; int64[n + 1], where those of each begin.
+    """
+    keys = np.empty(9 * here.size, np.int64)
+    offsets = np.empty(here.size + 1, np.int64)
+    count = _around(here, 5 * precision, keys, offsets)
+    return keys[:count], offsets
 
 
-def _next(cell: str, direction: Any) -> str | None:
-    try:
-        return str(pygeohash.get_adjacent(cell, direction))
-    except ValueError:  # beyond the pole
-        return None
+@njit(nogil=True, cache=True)
+def _around(here, bits, keys, offsets):  # type: ignore[no-untyped-def]
+    # The bits of longitude and latitude take turns, longitude's first from the top.
+    columns = np.int64(1) << ((bits + 1) // 2)
+    rows = np.int64(1) << (bits // 2)
+    count = 0
+    offsets[0] = 0
+    for q in range(here.size):
+        if here[q] >= 0:
+            x = np.int64(0)
+            y = np.int64(0)
+            for bit in range(bits - 1, -1, -1):
+                value = (here[q] >> bit) & 1
+                if (bits - 1 - bit) % 2:
+                    y = y << 1 | value
+                else:
+                    x = x << 1 | value
+            for north in (0, 1, -1):
+                if not 0 <= y + north < rows:
+                    continue
+                for east in (0, -1, 1):
+                    keys[count] = _interleaved((x + east) % columns, y + north, bits)
+                    count += 1
+        offsets[q + 1] = count
+    return count
+
+
+@njit(nogil=True, cache=True)
+def _interleaved(x, y, bits):  # type: ignore[no-untyped-def]
+    number = np.int64(0)
+    left, right = (bits + 1) // 2, bits // 2
+    for place in range(bits):
+        if place % 2:
+            right -= 1
+            number = number << 1 | ((y >> right) & 1)
+        else:
+            left -= 1
+            number = number << 1 | ((x >> left) & 1)
+    return number

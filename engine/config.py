@@ -167,9 +167,6 @@ class OverloadConfig(Options):
     smoothing: float = Field(default=0.2, gt=0, le=1)
     """Share of the way to a new limit that is gone with each batch."""
 
-    backlog: int = Field(default=512, ge=1, le=100_000)
-    """Calls that gRPC holds while the limit is reached; from half of it on it refuses some by chance, beyond it all."""
-
 
 class TelemetryConfig(Options):
     """What is told of single requests, and of whom impressions are credited."""
@@ -289,9 +286,9 @@ class SceneConfig(Options):
     limit: int = Field(default=300, ge=1, le=100_000)
     """Candidates returned where the request does not say."""
 
-    depth: float = Field(default=2.0, ge=0)
-    """Each channel is asked for so many times its quota first, and for more only where the answer is short; 0: for as
-    much as the answer is long at once."""
+    depth: float = Field(default=2.5, ge=0)
+    """Each channel is asked for so many times its quota first, and for more only where the answer is short, or the
+    filters left of a channel less than its quota; 0: for as much as the answer is long at once."""
 
     merge: Annotated[MergeMode, BeforeValidator(_merge_mode)] = Field(
         default=MergeMode.QUOTA, validate_default=False

@@ -11,7 +11,7 @@ from pydantic import Field
 from engine.core.candidates import FanOut
 from engine.core.channel import LoadContext
 from engine.core.filter import Filter
-from engine.core.items import ItemColumns
+from engine.core.items import NEVER, ItemColumns
 from engine.core.options import Options
 from engine.core.query import QueryBatch
 from engine.core.types import BoolArray, Int64Array
@@ -48,39 +48,34 @@ class Availability(Filter):
 
     def keep(self, batch: QueryBatch, candidates: FanOut) -> BoolArray:
         """Return True where the candidate can be had at the query's moment."""
-        return to_be_had(candidates, batch.now, self._columns.available, self._columns.published_at)
+        return to_be_had(candidates, batch.now, self._columns.visible_from)
 
 
-def to_be_had(
-    candidates: FanOut, now: Int64Array, available: BoolArray, published_at: Int64Array
-) -> BoolArray:
+def to_be_had(candidates: FanOut, now: Int64Array, visible_from: Int64Array) -> BoolArray:
     """Return bool[m]: True where a candidate is available and published.
 
     Args:
         candidates: the fan-out.
         now: int64[queries], seconds since the epoch; 0 or less: published at any time will do.
-        available: bool[items].
-        published_at: int64[items], seconds since the epoch; -1 where not known.
+        visible_from: int64[items], as in `ItemColumns`.
     """
     keep = np.empty(candidates.rows.size, np.bool_)
-    _to_be_had(candidates.rows, candidates.offsets, now, available, published_at, keep)
+    _to_be_had(candidates.rows, candidates.offsets, now, visible_from, keep)
     return keep
 
 
 @njit(nogil=True, cache=True)
-def _to_be_had(rows, segments, now, available, published_at, keep):  # type: ignore[no-untyped-def]
+def _to_be_had(rows, segments, now, visible_from, keep):  # type: ignore[no-untyped-def]
     for s in range(segments.size - 1):
         moment = now[s % now.size]
+        if moment <= 0:
+            moment = np.int64(NEVER - 1)
         for p in range(segments[s], segments[s + 1]):
-            row = rows[p]
-            keep[p] = available[row] and (moment <= 0 or published_at[row] <= moment)
+            keep[p] = visible_from[np.uint32(rows[p])] <= moment
 
 
-def to_be_had_reference(
-    candidates: FanOut, now: Int64Array, available: BoolArray, published_at: Int64Array
-) -> BoolArray:
+def to_be_had_reference(candidates: FanOut, now: Int64Array, visible_from: Int64Array) -> BoolArray:
     """The plain NumPy twin of `to_be_had`."""
-    moment = now[candidates.query_of_candidate()]
-    published = (moment <= 0) | (published_at[candidates.rows] <= moment)
-    both: BoolArray = available[candidates.rows] & published
-    return both
+    moment = np.where(now <= 0, NEVER - 1, now)[candidates.query_of_candidate()]
+    visible: BoolArray = visible_from[candidates.rows] <= moment
+    return visible

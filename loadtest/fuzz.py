@@ -2,10 +2,11 @@
 
     python -m loadtest.fuzz --cases 1000000 --json fuzz.json
 
-A server process of its own, the four RPCs, several connections with many calls under way on each. Case n of a seed is
-always the same bytes, whatever ran before it: `--first N --cases 1` sends it again. A case fails where the status is
-anything but OK or INVALID_ARGUMENT, where an answer cannot be read or does not add up, or where the server is gone.
-The bytes of cases that fail are written to the folder `--failures`.
+A server process of its own, the four RPCs, several processes that send over several connections with many calls under way
+on each. Case n of a seed is always the same bytes, whatever ran before it: `--first N --cases 1` sends it again. A case
+fails where the status is anything but OK or INVALID_ARGUMENT, where an answer cannot be read or does not add up, or where
+the server is gone. One that a busy server refuses is sent again. The bytes of cases that fail are written to the folder
+`--failures`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import contextlib
 import functools
 import itertools
 import json
+import multiprocessing
 import os
 import random
 import struct
@@ -23,6 +25,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,6 +95,12 @@ _TEXTS += (
 _BAD_UTF8 = (b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"abc\xf5\x80\x80\x80", b"\xe2\x82", b"x" * 200 + b"\x80")
 
 OUTCOMES = ("OK", "INVALID_ARGUMENT")
+
+BUSY = ("RESOURCE_EXHAUSTED", "CANCELLED")
+"""Statuses of a call that an overloaded server, or gRPC in front of it, did not take."""
+
+MOST_BUSY = 0.001
+"""Share of the cases that a run may end without having been taken."""
 
 
 @dataclass(frozen=True)
@@ -440,10 +449,16 @@ class Tally:
     failures: list[dict[str, Any]] = field(default_factory=list)
     failed: int = 0
 
+    def add(self, other: Tally) -> None:
+        """Count what another process sent."""
+        self.outcomes += other.outcomes
+        self.failed += other.failed
+        self.failures = (self.failures + other.failures)[:FAILURES_KEPT]
+
     def note(self, sent: Case, status: str, wrong: str, folder: Path | None) -> None:
         """Count a case; keep one that failed."""
         self.outcomes[sent.method.name, sent.kind, status] += 1
-        if status not in OUTCOMES and not wrong:
+        if status not in (*OUTCOMES, *BUSY) and not wrong:
             wrong = status
         if not wrong:
             return
@@ -460,17 +475,39 @@ class Tally:
         self.failures.append(failure)
 
 
-async def send(
+def send(
+    target: str, seed: int, numbers: range, connections: int, in_flight: int, folder: Path | None
+) -> tuple[Tally, float]:
+    """Send cases over some connections, so many under way on each; a streamed one is a call of its own.
+
+    Args:
+        target: the server.
+        seed, numbers: which cases.
+        connections: to the server.
+        in_flight: calls under way on each.
+        folder: where the bytes of cases that fail go.
+
+    Returns:
+        What became of them, and the seconds of processor time that it took.
+    """
+    began = time.process_time()
+    tally = Tally()
+    asyncio.run(_send(target, (case(seed, n) for n in numbers), tally, connections, in_flight, folder))
+    return tally, time.process_time() - began
+
+
+async def _send(
     target: str, cases: Iterator[Case], tally: Tally, connections: int, in_flight: int, folder: Path | None
 ) -> None:
     """Send cases over some connections, so many under way on each; a streamed one is a call of its own."""
 
     async def work(calls: dict[str, Any]) -> None:
         for each in cases:
-            for _ in range(_ATTEMPTS):
+            for attempt in range(_ATTEMPTS):
                 status, answers = await _call(calls[each.method.name], each)
-                if _OWN_ERROR not in status:
+                if _OWN_ERROR not in status and status not in BUSY:
                     break
+                await asyncio.sleep(0.01 * attempt)
             wrong = judge(each, answers) if status == "OK" else ""
             tally.note(each, status, wrong, folder)
 
@@ -512,7 +549,9 @@ async def _stream(stream: Any, messages: tuple[bytes, ...]) -> tuple[str, list[b
 
 
 def _status(code: grpc.StatusCode, details: str | None) -> str:
-    return code.name if code.name in OUTCOMES else f"{code.name}: {details}"[:300]
+    if code.name in OUTCOMES or (code.name in BUSY and _OWN_ERROR not in (details or "")):
+        return code.name
+    return f"{code.name}: {details}"[:300]
 
 
 _OWN_ERROR = "Internal error from Core"
@@ -528,6 +567,8 @@ def run(
     first: int = 0,
     ids: str = "int64",
     small: bool = False,
+    processes: int = 1,
+    workers: int = 1,
     connections: int = 4,
     in_flight: int = 4,
     failures: Path | None = None,
@@ -541,7 +582,9 @@ def run(
         first: number of the first.
         ids: "int64" or "string".
         small: whether to serve a few hundred items instead of the bundled sample, whose ids are int64.
-        connections: to the server.
+        processes: that send.
+        workers: of the server.
+        connections: of each process.
         in_flight: calls under way on each.
         failures: where the bytes of cases that fail go; None: nowhere.
 
@@ -550,15 +593,24 @@ def run(
     """
     built(folder, small_data(folder / "data", ids) if small or ids == "string" else None)
     config = Path(__file__).parents[1] / "engine" / "recall.toml"
-    server = ServerProcess(folder, config)
+    server = ServerProcess(folder, config, workers=workers)
     server.start()
-    tally = Tally()
+    tally, used = Tally(), 0.0
     try:
+        server.wait_for_log(f"{workers} of {workers} workers serve")
         before = resident(server)
-        began, used = time.monotonic(), time.process_time()
-        made = (case(seed, number) for number in range(first, first + cases))
-        asyncio.run(send(server.target, made, tally, connections, in_flight, failures))
-        spent, used = time.monotonic() - began, time.process_time() - used
+        began = time.monotonic()
+        with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+            shares = [range(first + n, first + cases, processes) for n in range(processes)]
+            asked = [
+                pool.submit(send, server.target, seed, share, connections, in_flight, failures)
+                for share in shares
+            ]
+            for each in asked:
+                part, seconds = each.result()
+                tally.add(part)
+                used += seconds
+        spent = time.monotonic() - began
         after = resident(server)
         alive = serves(server.target)
     finally:
@@ -589,7 +641,9 @@ def run(
 
 def passed(report: dict[str, Any]) -> bool:
     """Whether a run found nothing."""
-    return not report["failed"] and report["serves_afterwards"] and not report["errors_in_the_log"]
+    busy = sum(report["statuses"][status] for status in BUSY)
+    sound = not report["failed"] and not report["errors_in_the_log"] and busy <= MOST_BUSY * report["cases"]
+    return sound and bool(report["serves_afterwards"])
 
 
 def _by_status(tally: Tally) -> Counter[str]:
@@ -645,7 +699,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--ids", choices=("int64", "string"), default="int64")
-    parser.add_argument("--connections", type=int, default=4)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that send")
+    parser.add_argument("--workers", type=int, default=1, help="of the server")
+    parser.add_argument("--connections", type=int, default=4, help="of each process")
     parser.add_argument("--in-flight", type=int, default=4, help="calls under way on each connection")
     parser.add_argument("--failures", type=Path, default=Path("fuzz-failures"))
     parser.add_argument("--json", type=Path, help="write the report there")
@@ -657,6 +713,8 @@ def main() -> None:
             arguments.seed,
             arguments.first,
             arguments.ids,
+            processes=arguments.processes,
+            workers=arguments.workers,
             connections=arguments.connections,
             in_flight=arguments.in_flight,
             failures=arguments.failures,

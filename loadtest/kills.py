@@ -22,13 +22,16 @@ from pathlib import Path
 import grpc
 
 from engine.client import Action, Event, Exposure, IngestClient, Item, RecallClient
-from loadtest.servers import ServerProcess, built, free_port, kill_store
+from loadtest.servers import ServerProcess, built, kill_store, with_options
+from loadtest.traffic import OK, Call
 
 VICTIMS = ("server", "store", "both")
 USERS = 40
 EXPOSED_AT_ONCE = 3
 MOST_PER_USER = 400
 """Exposures per user: well below what a slice is planned for, so that false positives stay rare."""
+MOST_PUBLISHED = 500
+"""By one reporter."""
 FIRST_PUBLISHED = 10**12
 """Ids of the published items, above those of every data set."""
 SEED_USER = 10**15
@@ -37,43 +40,73 @@ SEED_USER = 10**15
 
 @dataclass
 class Ledger:
-    """What was acknowledged."""
+    """What was acknowledged.
+
+    Attributes:
+        hidden: user -> items that must not come back.
+        published: items that must be there.
+        events: how many events were acknowledged.
+        failures: how many calls failed.
+        calls: every call that has ended.
+    """
 
     hidden: dict[int, set[int]] = field(default_factory=dict)
     published: set[int] = field(default_factory=set)
     events: int = 0
     failures: int = 0
+    calls: list[Call] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def report(target: str, catalogue: list[int], ledger: Ledger, stop: threading.Event, seed: int) -> None:
-    """Report until told to stop; what fails is not noted, and not sent again."""
+def report(
+    target: str,
+    catalogue: list[int],
+    ledger: Ledger,
+    stop: threading.Event,
+    seed: int,
+    timeout: float = 5.0,
+    pause: float = 0.0,
+) -> None:
+    """Report until told to stop; what fails is not noted as acknowledged, and not sent again.
+
+    Args:
+        target: the server.
+        catalogue: the items to report.
+        ledger: told of every call.
+        stop: ends it.
+        seed: of what is reported; also keeps the published items of several reporters apart, below 1,000.
+        timeout: of a call, in seconds.
+        pause: seconds between calls.
+    """
     draw = random.Random(seed)
     published = 0
-    with IngestClient(target, timeout=5.0) as client:
-        while not stop.is_set():
+    with IngestClient(target, timeout=timeout) as client:
+        while not stop.wait(pause):
             user = SEED_USER + draw.randrange(USERS)
             items = draw.sample(catalogue, EXPOSED_AT_ONCE + 1)
+            began, status = time.monotonic(), OK
             try:
-                if draw.random() < 0.2 and published < 500:
+                if draw.random() < 0.2 and published < MOST_PUBLISHED:
                     published += 1
                     item = FIRST_PUBLISHED + seed * 1000 + published
                     if client.upsert_items([Item(item, published_at=1_700_000_000)]).accepted == 1:
                         with ledger.lock:
                             ledger.published.add(item)
                             ledger.events += 1
+                elif len(ledger.hidden.get(user, ())) <= MOST_PER_USER:
+                    events = [Event(user, Exposure(items[:-1])), Event(user, Action(items[-1], "click"))]
+                    if client.report(events).accepted == 2:
+                        with ledger.lock:
+                            ledger.hidden.setdefault(user, set()).update(items)
+                            ledger.events += 2
+                else:
                     continue
-                if len(ledger.hidden.get(user, ())) > MOST_PER_USER:
-                    continue
-                events = [Event(user, Exposure(items[:-1])), Event(user, Action(items[-1], "click"))]
-                if client.report(events).accepted == 2:
-                    with ledger.lock:
-                        ledger.hidden.setdefault(user, set()).update(items)
-                        ledger.events += 2
-            except grpc.RpcError:
+            except grpc.RpcError as error:
+                status = error.code().name  # type: ignore[attr-defined]
                 with ledger.lock:
                     ledger.failures += 1
                 time.sleep(0.02)
+            ledger.calls.append(Call(began, time.monotonic(), status))
 
 
 def lost(target: str, catalogue: list[int], ledger: Ledger) -> list[str]:
@@ -106,14 +139,12 @@ def run(
     Returns:
         What was acknowledged, and whatever of it is lost, in words.
     """
-    config = built(folder)
-    text = (Path(__file__).parents[1] / "engine" / "recall.toml").read_text()
+    built(folder)
     config_file = folder / "kills.toml"
     config_file.write_text(
-        with_durability(text, durability).replace("max_limit = 5000", "max_limit = 100000")
+        with_options(("state", "durability", durability), ("server", "max_limit", 100_000))
     )
-    del config
-    server = ServerProcess(folder, config_file, free_port())
+    server = ServerProcess(folder, config_file)
     server.start()
     draw = random.Random(seed)
     ledger, problems = Ledger(), list[str]()
@@ -167,15 +198,6 @@ def settled(server: ServerProcess, catalogue: list[int], ledger: Ledger, patienc
         if not found or time.monotonic() > deadline:
             return found
         time.sleep(0.25)
-
-
-def with_durability(text: str, durability: str) -> str:
-    """Return a configuration's text with the embedded store's durability set."""
-    return (
-        f'{text}\n[state]\ndurability = "{durability}"\n'
-        if "[state]" not in text
-        else text.replace('durability = "everysec"', f'durability = "{durability}"')
-    )
 
 
 def main() -> None:

@@ -12,35 +12,13 @@ import argparse
 import json
 import tempfile
 import time
-import tomllib
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from engine.client import RecallClient
-from engine.config import default_config_path, load_config, parse_config
-from engine.core.channel import SilentProgress
-from engine.data.dataset import Dataset
 from engine.data.sample import sample_path
-from engine.data.snapshot import SnapshotStore
-from engine.offline.build import build_release
-from engine.online.replica import Replica
-from loadtest.servers import ServerProcess
-from loadtest.traffic import Traffic, without_shedding
-
-
-def two_releases(folder: Path, data: Path) -> tuple[SnapshotStore, list[int]]:
-    """Build two releases of a data set that share its catalogue, and return the store and some users."""
-    store = SnapshotStore(folder)
-    text = default_config_path().read_text("utf-8")
-    for last_days in ("30.0", "20.0"):
-        raw = tomllib.loads(text.replace("half_life_days = 30.0", f"half_life_days = {last_days}"))
-        raw["interest"]["click"] = 1.0 if last_days == "30.0" else 1.5
-        raw["store"]["path"] = str(folder)
-        build_release(parse_config(raw), Dataset.open(data), store, SilentProgress())
-    users = Replica.open(load_config(), store).catalogue.users
-    return store, users.ids(np.arange(min(64, len(users)), dtype=np.int32)).tolist()
+from loadtest.servers import ServerProcess, two_releases, without_shedding
+from loadtest.traffic import Traffic
 
 
 def run(
@@ -49,8 +27,7 @@ def run(
     """Reload under load; return what became of it."""
     store, users = two_releases(folder / "store", data or sample_path())
     config_file = folder / "reload.toml"
-    text = default_config_path().read_text("utf-8").replace("reload_seconds = 2.0", "reload_seconds = 0.1")
-    config_file.write_text(without_shedding(text))
+    config_file.write_text(without_shedding(("server", "reload_seconds", 0.1)))
     server = ServerProcess(store.root, config_file, workers=workers)
     started = server.start()
     spent: list[float] = []

@@ -1,23 +1,30 @@
-"""Servers as a load test needs them: built from the bundled sample, started, killed and started again."""
+"""Servers as a load test needs them: built from data sets, configured, started, killed and started again."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from engine.client import RecallClient
-from engine.config import Config, load_config
+from engine.config import Config, default_config_path, load_config, parse_config
 from engine.core.channel import SilentProgress
 from engine.data.dataset import Dataset
 from engine.data.sample import sample_path
 from engine.data.snapshot import SnapshotStore
 from engine.offline.build import build_release
+from engine.online.replica import Replica
 
 START_SECONDS = 120.0
 """How long a server may take to come up: the first one on a machine compiles the kernels."""
@@ -39,15 +46,73 @@ def built(folder: Path, data: Path | None = None) -> Config:
     return config
 
 
+def own_folder(world: SnapshotStore, folder: Path) -> Path:
+    """Return a new folder with the snapshots of a world: its own is a cache, and no server's data shall come into it."""
+    folder.mkdir()
+    for path in world.root.iterdir():
+        if not path.name.startswith(".") and path.name != "state":
+            (folder / path.name).symlink_to(path)
+    return folder
+
+
+def two_releases(folder: Path, data: Path) -> tuple[SnapshotStore, list[int]]:
+    """Build two releases of a data set that share its catalogue, and return the store and some users."""
+    store = SnapshotStore(folder)
+    text = default_config_path().read_text("utf-8")
+    for last_days in ("30.0", "20.0"):
+        raw = tomllib.loads(text.replace("half_life_days = 30.0", f"half_life_days = {last_days}"))
+        raw["interest"]["click"] = 1.0 if last_days == "30.0" else 1.5
+        raw["store"]["path"] = str(folder)
+        config = parse_config(raw)
+        build_release(config, Dataset.open(data), store, SilentProgress())
+    return store, some_users(config)
+
+
+def some_users(config: Config, count: int = 64) -> list[int]:
+    """Return the ids of some users of the release that a configuration serves, spread over all of them."""
+    users = Replica.open(config, SnapshotStore(config.store.path)).catalogue.users
+    return users.ids(np.linspace(0, len(users) - 1, min(count, len(users))).astype(np.int32)).tolist()
+
+
+def with_options(*options: tuple[str, str, str | float]) -> str:
+    """Return the text of the configuration that ships with options set: (table, key, value) each."""
+    text = default_config_path().read_text("utf-8")
+    for table, key, value in options:
+        line = f"{key} = {json.dumps(value)}"
+        begins = re.search(rf"(?m)^\[{re.escape(table)}\]$", text)
+        if begins is None:
+            text += f"\n[{table}]\n{line}\n"
+            continue
+        follows = re.search(r"(?m)^\[", text[begins.end() :])
+        ends = len(text) if follows is None else begins.end() + follows.start()
+        body, found = re.subn(rf"(?m)^{key} = .*$", lambda _, line=line: line, text[begins.end() : ends])
+        text = text[: begins.end()] + (body if found else f"\n{line}{body}") + text[ends:]
+    return text
+
+
+def without_shedding(*options: tuple[str, str, str | float]) -> str:
+    """Return `with_options` with such limits besides that a server refuses nothing for being busy.
+
+    For servers whose failed requests are counted: what overload does is measured elsewhere.
+    """
+    return with_options(("overload", "target_ms", 60_000.0), *options)
+
+
 class ServerProcess:
     """`recall serve` in a process of its own, on a port that stays the same when it is started again."""
 
     def __init__(
-        self, folder: Path, config_file: Path, port: int | None = None, workers: int | None = None
+        self,
+        folder: Path,
+        config_file: Path,
+        port: int | None = None,
+        workers: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
+        self._environment = {**os.environ, **(environment or {})}
         self.target = f"127.0.0.1:{port or free_port()}"
         self._folder, self._config, self._workers = folder, config_file, workers
-        self._log = folder / f"server-{self.target.rpartition(':')[2]}.log"
+        self.log = folder / f"server-{self.target.rpartition(':')[2]}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> float:
@@ -57,8 +122,10 @@ class ServerProcess:
         command += ["--store", str(self._folder), "--port", self.target.rpartition(":")[2]]
         if self._workers is not None:
             command += ["--workers", str(self._workers)]
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=log, stderr=log, start_new_session=True, env=self._environment
+            )
         self.wait_until_serving()
         return time.monotonic() - began
 
@@ -66,6 +133,10 @@ class ServerProcess:
     def pid(self) -> int:
         """The supervisor's process."""
         return 0 if self._process is None else self._process.pid
+
+    def client(self, timeout: float = 10.0) -> RecallClient:
+        """Return a client of it."""
+        return RecallClient(self.target, timeout=timeout)
 
     def worker_pids(self) -> list[int]:
         """Return the processes of the workers that there are now."""
@@ -76,7 +147,7 @@ class ServerProcess:
 
     def log_text(self) -> str:
         """Return what supervisor and workers said."""
-        return self._log.read_text(errors="replace")
+        return self.log.read_text(errors="replace")
 
     def wait_for_log(self, text: str, times: int = 1, patience: float = START_SECONDS) -> None:
         """Wait until a text stands in the log so many times.

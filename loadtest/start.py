@@ -23,11 +23,11 @@ import numpy as np
 
 from engine import console
 from engine.bench.world import made_up_world
-from engine.config import default_config_path, load_config
+from engine.config import load_config
 from engine.core.channel import SilentProgress
 from engine.data.snapshot import SnapshotStore
 from engine.offline.cache import cached_store
-from loadtest.servers import ServerProcess
+from loadtest.servers import ServerProcess, own_folder, with_options
 from loadtest.traffic import Traffic
 
 
@@ -66,13 +66,14 @@ class Memory:
 
 
 def memory_of(pid: int) -> dict[str, float]:
-    """Return the rss, pss and private memory of a process in MB."""
+    """Return the rss, pss, private and anonymous memory (no file's) of a process in MB."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     found = {name: int(value) / 1024 for name, value in re.findall(r"(?m)^(\w+): +(\d+) kB$", text)}
     return {
         "rss": found["Rss"],
         "pss": found["Pss"],
         "private": found["Private_Clean"] + found["Private_Dirty"],
+        "anonymous": found["Anonymous"],
     }
 
 
@@ -84,16 +85,9 @@ def seconds_until(log: str, text: str, began: datetime) -> float:
 
 def run(folder: Path, world: SnapshotStore, users: list[int], workers: int, requests: int) -> dict[str, Any]:
     """Serve the world with so many workers; return how long the start took and the memory."""
-    # The world's folder is a cache that others use: the state store's data must not come into it.
-    store = folder / f"store-{workers}"
-    store.mkdir()
-    for path in world.root.iterdir():
-        if not path.name.startswith(".") and path.name != "state":
-            (store / path.name).symlink_to(path)
+    store = own_folder(world, folder / f"store-{workers}")
     config = folder / "start.toml"
-    config.write_text(
-        re.sub(r"(?m)^reload_seconds = .*$", "reload_seconds = 0", default_config_path().read_text())
-    )
+    config.write_text(with_options(("server", "reload_seconds", 0.0)))
     server = ServerProcess(store, config, workers=workers)
     began = datetime.now()
     try:

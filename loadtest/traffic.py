@@ -4,24 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 import threading
 import time
 from collections import Counter
-from typing import Any, Self
+from collections.abc import Iterable
+from typing import Any, NamedTuple, Self
 
 import grpc
 
 from engine.client import AsyncRecallClient
 
+OK = "OK"
 
-def without_shedding(text: str) -> str:
-    """Return a configuration's text with such limits that a server refuses nothing for being busy.
 
-    For servers whose failed requests are counted: what overload does is measured elsewhere.
+class Call(NamedTuple):
+    """One call: when it began and ended (`time.monotonic()`), its status, and what its answer says of itself.
+
+    Attributes:
+        flagged: a filter could not judge, because the user's state was not to be had.
     """
-    text = re.sub(r"(?m)^target_ms = .*$", "target_ms = 60000.0", text)
-    return re.sub(r"(?m)^backlog = .*$", "backlog = 100000", text)
+
+    began: float
+    ended: float
+    status: str
+    flagged: bool = False
+
+
+def milliseconds(calls: Iterable[Call]) -> dict[str, float]:
+    """Return how long calls took: p50_ms, p99_ms and most_ms; zeros where there are none."""
+    spent = sorted(call.ended - call.began for call in calls)
+    shares = (("p50_ms", 0.5), ("p99_ms", 0.99), ("most_ms", 1.0))
+    return {
+        name: round(spent[int(share * (len(spent) - 1))] * 1000, 1) if spent else 0.0
+        for name, share in shares
+    }
 
 
 class Traffic:
@@ -30,8 +46,8 @@ class Traffic:
     Attributes:
         answered: requests answered, by release.
         failed: requests that failed, by status.
-        failures: each failure: seconds since the epoch, status, details.
-        seconds: how long each answered request took.
+        failures: the details of each failure.
+        calls: every request that has ended, in that order.
         in_flight: requests that wait for their answer.
     """
 
@@ -56,8 +72,8 @@ class Traffic:
         """
         self.answered: Counter[str] = Counter()
         self.failed: Counter[str] = Counter()
-        self.failures: list[tuple[float, str, str]] = []
-        self.seconds: list[float] = []
+        self.failures: list[str] = []
+        self.calls: list[Call] = []
         self.in_flight = 0
         self._target, self._users = target, users
         self._connections, self._pause, self._timeout = connections, 1.0 / per_second, timeout
@@ -106,31 +122,25 @@ class Traffic:
     async def _ask(self, client: AsyncRecallClient, user: int) -> None:
         began = time.monotonic()
         self.in_flight += 1
+        status, flagged = OK, False
         try:
             result = await client.recall(user_id=user, limit=50)
+            self.answered[result.release] += 1
+            flagged = any(report.status != OK for report in result.filters)
         except grpc.RpcError as error:
-            code = error.code().name  # type: ignore[attr-defined]
-            self.failed[code] += 1
-            self.failures.append((time.time(), code, str(error.details())))  # type: ignore[attr-defined]
-            return
+            status = error.code().name  # type: ignore[attr-defined]
+            self.failed[status] += 1
+            self.failures.append(f"{status}: {error.details()}")  # type: ignore[attr-defined]
         finally:
             self.in_flight -= 1
-        self.seconds.append(time.monotonic() - began)
-        self.answered[result.release] += 1
+            self.calls.append(Call(began, time.monotonic(), status, flagged))
 
     def summary(self) -> dict[str, Any]:
         """Return what became of the requests; times in milliseconds."""
-        spent = sorted(self.seconds)
-
-        def at(share: float) -> float:
-            return round(spent[int(share * (len(spent) - 1))] * 1000, 1) if spent else 0.0
-
         return {
             "answered": self.answered.total(),
             "answered_by_release": dict(self.answered),
             "failed": dict(self.failed),
-            "failures": [f"{code}: {text}" for _, code, text in self.failures[:5]],
-            "p50_ms": at(0.5),
-            "p99_ms": at(0.99),
-            "most_ms": at(1.0),
+            "failures": self.failures[:5],
+            **milliseconds(call for call in self.calls if call.status == OK),
         }

@@ -19,11 +19,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engine.config import default_config_path
 from engine.data.sample import sample_path
-from loadtest.reload import two_releases
-from loadtest.servers import ServerProcess
-from loadtest.traffic import Traffic, without_shedding
+from loadtest.servers import ServerProcess, two_releases, without_shedding
+from loadtest.traffic import Traffic
 
 
 def run(
@@ -32,7 +30,7 @@ def run(
     """Kill workers under load; return what became of it."""
     store, users = two_releases(folder / "store", data or sample_path())
     config_file = folder / "kills.toml"
-    config_file.write_text(without_shedding(default_config_path().read_text("utf-8")))
+    config_file.write_text(without_shedding())
     server = ServerProcess(store.root, config_file, workers=workers)
     server.start()
     draw = random.Random(1)

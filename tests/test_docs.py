@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 
+from engine.ann import IndexOptions
 from engine.config import (
     SECTIONS,
     AllowConfig,
@@ -30,6 +31,8 @@ from engine.core.merge import MergeMode
 from engine.core.options import Online, Options
 from engine.data.form import FILES, form
 from engine.data.importers import IMPORTERS, importer_options
+from engine.models.options import TrainingOptions
+from engine.models.spec import Feature, SequenceSpec
 from engine.online import wire
 from engine.plugins import CHANNELS, FILTERS, channel_class, filter_class, plugin_names
 
@@ -38,7 +41,9 @@ PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").g
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 
 OWN_CHANNELS = [
-    name for name in plugin_names(CHANNELS) if channel_class(name).__module__ == f"channels.{name}"
+    name
+    for name in plugin_names(CHANNELS)
+    if channel_class(name).__module__.split(".")[:2] == ["channels", name]
 ]
 OWN_FILTERS = [name for name in plugin_names(FILTERS) if filter_class(name).__module__ == f"filters.{name}"]
 
@@ -55,6 +60,10 @@ MODELS: dict[str, type[Options]] = {
     "scenes.NAME": SceneConfig,
     "scenes.NAME.degrade": DegradeStep,
     **{f"channels.{name}": channel_class(name).Config for name in OWN_CHANNELS},
+    "channels.two_tower.item_features": Feature,
+    "channels.two_tower.sequence": SequenceSpec,
+    "channels.two_tower.training": TrainingOptions,
+    "channels.two_tower.index_options": IndexOptions,
     **{f"filters.{name}": filter_class(name).Config for name in OWN_FILTERS},
 }
 
@@ -75,6 +84,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_our_own_plugins_are_all_looked_at() -> None:
     files = {path.stem for folder in ("channels", "filters") for path in (ROOT / folder).glob("[a-z]*.py")}
+    files |= {path.parent.name for path in (ROOT / "channels").glob("*/__init__.py")}
     assert files == {*OWN_CHANNELS, *OWN_FILTERS}
 
 

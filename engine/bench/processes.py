@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 import os
 import signal
@@ -196,6 +197,8 @@ def _serve(connection: Connection, world: World) -> None:
             nonlocal instance
             instance = Server(world.config, replica, state)
             port = await instance.start()
+            gc.collect()
+            gc.freeze()  # as a worker does
             connection.send(port)
             try:
                 await asyncio.to_thread(answer_questions, connection, counts, kernels, threads)

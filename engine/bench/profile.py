@@ -28,9 +28,9 @@ PLACES: tuple[tuple[str, str], ...] = (
     ("fill", r"_fill \(engine/online/pipeline\.py"),
     ("fan-out around the channels", r"(_fan_out|_ask|_answer|of) \(engine/online/pipeline\.py"),
     ("pipeline around the stages", r"\(engine/online/pipeline\.py"),
-    ("queue hop", r"\(engine/online/batcher\.py|call_soon_threadsafe|\(engine/online/admission\.py"),
+    ("queue hop", r"\(engine/online/batcher\.py|\(engine/online/admission\.py"),
     ("service around the parse", r"\(engine/online/service\.py"),
-    ("gRPC and event loop", r"grpc/|asyncio/|selectors\.py"),
+    ("gRPC and event loop", r"\(engine/online/calls\.py|grpc/|asyncio/|selectors\.py"),
 )
 
 Stacks = dict[str, float]

@@ -26,6 +26,7 @@ from engine.cli.releases import app as releases_app
 from engine.cli.releases import publish
 from engine.cli.serve import serve
 from engine.cli.synth import synth
+from engine.cli.train import train
 from engine.cli.tune import tune
 from engine.console import say_error
 from engine.core.errors import RecallError
@@ -72,6 +73,7 @@ def recall(
 
 app.command("demo")(demo)
 app.command("build")(build)
+app.command("train")(train)
 app.command("serve")(serve)
 app.command("publish")(publish)
 app.command("query")(query)

@@ -206,6 +206,66 @@ def bench_serve(
     _show_where(report)
 
 
+@app.command("memory")
+def bench_memory_(
+    items: Annotated[
+        int, typer.Option(min=100, max=LARGEST, help="Size of the made-up catalogue.")
+    ] = 1_000_000,
+    larger: Annotated[
+        int, typer.Option(min=100, max=LARGEST, help="Size to say the bytes of, too.")
+    ] = 350_000_000,
+    data: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Measure a data set instead of the made-up world.")
+    ] = None,
+    params: ParamsOption = None,
+    config: ConfigOption = None,
+    cache: CacheOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what each channel takes: bytes per item and per user of its arrays, and what a worker has of its own.
+
+    The world is that of `bench serve`, kept in the same cache.
+    """
+    from engine.bench.footprint import FIXED, bench_memory
+    from engine.bench.world import made_up_world, world_of_data
+    from engine.data.dataset import Dataset
+    from engine.offline.cache import cached_store
+
+    loaded = configured(config, params)
+    names = list(loaded.scenes["default"].quotas)
+    folder = cache or console.cache_folder() / "worlds"
+    with console.BuildProgress() as progress:
+        if data is None:
+            store = cached_store(folder, "pipeline")
+            world = made_up_world(loaded, names, items, 500, store, progress)
+        else:
+            store = cached_store(folder, Dataset.open(data).fingerprint())
+            world = world_of_data(loaded, names, data, 500, store, progress)
+        report = bench_memory(world, larger, progress)
+    if as_json:
+        print_json(report)
+        return
+    rows = console.table("array", "counts for", ("MB", "right"), ("bytes each", "right"))
+    for row in report["arrays"]:
+        if row["counts_for"] != FIXED:
+            mb, each = f"{row['bytes'] / 2**20:,.1f}", f"{row['bytes_each']:,.2f}"
+            rows.add_row(f"{row['component']} {row['array']}", row["counts_for"], mb, each)
+    console.output().print(rows)
+    title = f"{report['items']:,} items, {report['users']:,} users"
+    names_ = ("MB", "bytes an item", "bytes a user", f"GB of {larger:,} items")
+    rows = console.table("files", *((each, "right") for each in names_), title=title)
+    for name, sums in report["components"].items():
+        values = (f"{sums['bytes'] / 2**20:,.1f}", f"{sums['per_item']:,.1f}", f"{sums['per_user']:,.1f}")
+        rows.add_row(name, *values, f"{sums['larger'] / 2**30:,.1f}")
+    console.output().print(rows)
+    if report["own"] is not None:
+        rows = console.table("a worker's own", ("MB", "right"), ("bytes an item", "right"))
+        for name, part in report["own"].items():
+            rows.add_row(name, f"{part['bytes'] / 2**20:,.1f}", f"{part['per_item']:,.1f}")
+        console.output().print(rows)
+    _show_where(report)
+
+
 @app.command("ingest")
 def bench_ingest_(
     data: Annotated[
@@ -382,6 +442,69 @@ def bench_live(
         f"meanwhile: processors {own} % ours, {elsewhere} % others', {stolen} % stolen by the host; "
         f"the longest wait of a process with nothing to do {report['largest_host_gap_ms']:g} ms; "
         f"{console.counted(report['compiled_while_serving'], 'kernel')} compiled while serving"
+    )
+    console.output().print(words, style="dim", markup=False, soft_wrap=True)
+    _show_where(report)
+
+
+@app.command("ann")
+def bench_ann(
+    items: Annotated[int, typer.Option(min=1000, max=LARGEST, help="Made-up vectors.")] = 1_000_000,
+    dimension: Annotated[int, typer.Option(min=2, max=4096, help="Of the made-up vectors.")] = 64,
+    vectors: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Your own instead: a .npy of float32[items, dimension]."),
+    ] = None,
+    queries: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="What they are asked for: a .npy like it.")
+    ] = None,
+    asked: Annotated[int, typer.Option(min=8, max=100_000, help="Queries, where no file has them.")] = 500,
+    k: Annotated[int, typer.Option(min=1, max=10_000, help="Neighbours asked for.")] = 200,
+    kinds: Annotated[
+        str, typer.Option(help="Kinds of index, with commas between them.")
+    ] = "hnsw,hnsw_faiss,ivf_flat,ivf_pq,exact",
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the index, as m=32.")
+    ] = None,
+    repetitions: Annotated[int, typer.Option(min=1, help="How often the queries are timed.")] = 3,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the kinds of vector index: what they find, and the CPU time of a query alone and in a batch of 8."""
+    from engine.bench import ann
+    from engine.offline.build import usable_cores
+
+    names = ann.kinds_of(kinds)
+    options = ann.options_of(option or [])
+    if queries is not None and vectors is None:
+        raise ConfigError("means nothing without --vectors", "--queries")
+    if vectors is None:
+        corpus, questions = ann.made_up_vectors(items, dimension, asked)
+    else:
+        corpus = ann.read_vectors(vectors, "--vectors")
+        questions = (
+            ann.queries_near(corpus, asked) if queries is None else ann.read_vectors(queries, "--queries")
+        )
+    with console.BuildProgress() as progress:
+        report = ann.bench_ann(
+            corpus, questions, names, options, k, threads or usable_cores(), progress, repetitions
+        )
+    report["vectors"] = "made up" if vectors is None else vectors.name
+    if as_json:
+        print_json(report)
+        return
+    headings = ("recall", "of the worst 20th", "µs alone", "µs of 8", "build s", "bytes")
+    rows = console.table("index", "setting", *((each, "right") for each in headings))
+    for row in report["rows"]:
+        setting = ", ".join(f"{name} {value}" for name, value in row["setting"].items())
+        numbers = [f"{row[key]:.4f}" for key in ("recall", "recall_p5")]
+        numbers += [f"{row[key]:,.0f}" for key in ("batch1_us", "batch8_us")]
+        rows.add_row(row["kind"], setting, *numbers, f"{row['build_s']:,.1f}", console.size(row["bytes"]))
+    console.output().print(rows)
+    words = (
+        f"{report['items']:,} vectors of {report['dimension']} dimensions ({report['vectors']}), "
+        f"{report['queries']:,} queries for {report['k']:,}; bytes are without the vectors; "
+        f"built with {console.counted(report['threads'], 'thread')}"
     )
     console.output().print(words, style="dim", markup=False, soft_wrap=True)
     _show_where(report)

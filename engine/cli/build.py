@@ -15,6 +15,7 @@ from engine.core.errors import ConfigError, StateError
 
 if TYPE_CHECKING:
     from engine.config import Config
+    from engine.core.channel import BuildMode
     from engine.data.dataset import Dataset
     from engine.data.snapshot import Release, SnapshotStore
     from engine.offline.build import Source
@@ -102,6 +103,7 @@ def run_build(
     channels: list[str] | None = None,
     threads: int | None = None,
     live_log: LiveLog | None = None,
+    mode: BuildMode = "full",
 ) -> BuildReport:
     """Build with a progress bar and return what was done; errors as `build_release` and `Dataset.open`."""
     from engine.data.dataset import Dataset
@@ -115,7 +117,7 @@ def run_build(
         progress.start("checking", 1)
         dataset = Dataset.open(directory)
         progress.advance()
-        release, source = build_release(config, dataset, store, progress, channels, threads, live_log)
+        release, source = build_release(config, dataset, store, progress, channels, threads, live_log, mode)
     return BuildReport(dataset, source, store, release, before, time.monotonic() - began)
 
 

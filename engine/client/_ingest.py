@@ -39,7 +39,7 @@ _TIMEOUT = 10.0
 _PATIENCE = 30.0
 _BACKOFF = (0.05, 1.0)
 _OWN_ERROR = "Internal error from Core"
-# CANCELLED, which nobody here asked for, is what gRPC makes of a call that an overloaded server did not take.
+# CANCELLED, which nobody here asked for, is what gRPC makes of a call that a stopping server did not take.
 _TEMPORARY = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
 
 

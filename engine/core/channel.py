@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from engine.core.interactions import Interactions
 from engine.core.items import ItemColumns
 from engine.core.options import Options
 from engine.core.query import Query, QueryBatch
-from engine.core.types import AnyArray, Int32Array
+from engine.core.types import AnyArray, Int32Array, Int64Array, UInt8Array
 
 
 class ArrayAppender(Protocol):
@@ -55,13 +56,36 @@ class SilentProgress:
         """Do nothing."""
 
 
+BuildMode: TypeAlias = Literal["full", "resume", "incremental"]
+"""How a channel that learns is built: from nothing; on from the last snapshot; or only what is new taken in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    """Events of the log, in the order of the file, an entry each.
+
+    Attributes:
+        users, items: int32[events], rows.
+        kinds: uint8[events], positions in `kind_names`.
+        kind_names: the kinds that the channel asked for and the log has.
+        timestamps: int64[events], seconds since the epoch; zeros where the data has none.
+    """
+
+    users: Int32Array
+    items: Int32Array
+    kinds: UInt8Array
+    kind_names: tuple[str, ...]
+    timestamps: Int64Array
+
+
 @dataclass(frozen=True, slots=True)
 class BuildContext:
     """What a build is made from.
 
     Attributes:
         interactions: the interest matrix.
-        item_columns: columns of the catalogue by name (numeric ones as arrays of [items]).
+        item_columns: columns of the catalogue by name (numeric ones as arrays of [items]), as `Catalogue.item_columns`
+            says.
         now: seconds since the epoch that ages are measured from: the time of the last like, never the clock, so that
             a build can be repeated.
         sink: where the arrays go.
@@ -70,6 +94,15 @@ class BuildContext:
         follows: which user follows which author: users x author rows, newest first, weights 1; None where the data
             set has no follows.
         authors: rows in the index of authors.
+        user_columns: what is known about users, as `Catalogue.user_columns` says.
+        events: events of the kinds that `Channel.event_kinds` asks for, up to `now`; None where it asks for none, and in
+            `recall tune`.
+        mode: how to build; anything but "full" matters only to what learns.
+        previous: the arrays of the last snapshot of the same channel, which `mode` may start from; None in full mode, or
+            where there is none.
+        work: a folder of this very build (same data, options and code) that need not exist yet: where one that is
+            interrupted may leave what the next one goes on from, and a finished one what people may look at. It goes
+            when it was not touched for a month. None: there is none.
     """
 
     interactions: Interactions
@@ -80,6 +113,11 @@ class BuildContext:
     threads: int
     follows: Interactions | None = None
     authors: int = 0
+    user_columns: Mapping[str, AnyArray] = field(default_factory=dict)
+    events: Events | None = None
+    mode: BuildMode = "full"
+    previous: Mapping[str, AnyArray] | None = None
+    work: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +165,12 @@ class Channel:
 
     def __init__(self, config: Any) -> None:
         self.config = config
+
+    @classmethod
+    def event_kinds(cls, config: Any) -> tuple[str, ...]:
+        """Return the kinds of event that `build` reads from `BuildContext.events`; most read the interest matrix only."""
+        del config
+        return ()
 
     @classmethod
     def build(cls, config: Any, context: BuildContext) -> None:

@@ -47,11 +47,11 @@ def tunable(options: type[Options]) -> dict[str, Tune]:
 
 
 def build_parameters(options: Options) -> dict[str, object]:
-    """Return the options that the offline half reads: what a snapshot is keyed by."""
-    fields = type(options).model_fields
+    """Return the options that the offline half reads, those of options within them too: what a snapshot is keyed by."""
     dumped = options.model_dump(mode="json")
-    return {
-        name: dumped[name]
-        for name, field in fields.items()
-        if not any(isinstance(mark, Online) for mark in field.metadata)
-    }
+    parameters: dict[str, object] = {}
+    for name, field in type(options).model_fields.items():
+        if not any(isinstance(mark, Online) for mark in field.metadata):
+            value = getattr(options, name)
+            parameters[name] = build_parameters(value) if isinstance(value, Options) else dumped[name]
+    return parameters

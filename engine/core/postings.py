@@ -238,9 +238,10 @@ class PostingLists:
     def read(self, wanted: Wanted, reading: Reading, now: Int64Array, k: Int32Array) -> CandidateBatch:
         """Return the best k items of each query's lists.
 
-        Of each list the newest valid items are taken: available, published by now, within the gates. An item's score is
-        log2(weight of its list) - age / half-life, which is the logarithm of weight x 2^(-age / half-life): that
-        itself would be 0 in float32 for all that is older than 149 half-lives. An unknown time is that of the epoch.
+        Of each list the newest valid items are taken: published by now, within the gates; one that was taken down stands
+        in no list, as `update` has heard of it. An item's score is log2(weight of its list) - age / half-life, which is
+        the logarithm of weight x 2^(-age / half-life): that itself would be 0 in float32 for all that is older than 149
+        half-lives. An unknown time is that of the epoch.
 
         Args:
             wanted: which lists.
@@ -260,8 +261,8 @@ class PostingLists:
         total = _read(
             wanted.offsets, wanted.keys, wanted.weights, wanted.triggers, now, k, float(reading.half_life),
             reading.min_quality, reading.max_age, reading.lists, reading.per_list, reading.lead, reading.thin,
-            *self._base, *self._numbers.arrays, self._heads, self._entries, self._moved, columns.available,
-            columns.quality, rows, scores, triggers, offsets,
+            *self._base, *self._numbers.arrays, self._heads, self._entries, self._moved, columns.quality, rows,
+            scores, triggers, offsets,
         )  # fmt: skip
         return CandidateBatch(rows[:total], scores[:total], triggers[:total], offsets)
 
@@ -408,7 +409,7 @@ def _ties_by_row(order, take, rows, spare, counts):  # type: ignore[no-untyped-d
 @njit(nogil=True, cache=True)
 def _read(  # type: ignore[no-untyped-def]
     offsets, wanted, weights, list_triggers, now, k, half_life, min_quality, max_age, lists, per_list, lead, thin,
-    base_keys, indptr, base_rows, base_times, table_keys, table_values, heads, entries, moved, available, quality,
+    base_keys, indptr, base_rows, base_times, table_keys, table_values, heads, entries, moved, quality,
     out_rows, out_scores, out_triggers, out_offsets,
 ):  # fmt: skip
     most = 1
@@ -461,7 +462,7 @@ def _read(  # type: ignore[no-untyped-def]
                 begins[p - begin], ends[p - begin] = _range_of(wanted[p], base_keys, indptr)
             for p in range(begin, end if lead == 0 else min(end, begin + lead)):
                 for at in range(begins[p - begin], min(ends[p - begin], begins[p - begin] + each)):
-                    touched += np.uint64(available[base_rows[at]]) + np.uint64(base_times[at] & 1)
+                    touched += np.uint64(base_rows[at]) + np.uint64(base_times[at] & 1)
             spare[0] = touched
             for p in range(begin, end):
                 key = wanted[p]
@@ -509,7 +510,7 @@ def _read(  # type: ignore[no-untyped-def]
                         break
                     if max_age > 0 and moment - time > max_age:
                         break  # and so is all that follows
-                    if time > moment or not available[row]:
+                    if time > moment:
                         continue
                     if min_quality > 0 and not quality[row] >= min_quality:
                         continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from engine.core.channel import SnapshotSink
 from engine.core.items import NO_TIME
-from engine.core.types import NO_ROW, AnyArray, BoolArray, Int32Array
+from engine.core.keys import keys_of_cells
+from engine.core.types import NO_ROW, AnyArray, BoolArray, Int32Array, Int64Array
 from engine.data.columns import CodedColumn, TagColumn, TextColumn, numbers
 from engine.data.dataset import Dataset
 from engine.data.form import File, is_number, is_tags, is_text
@@ -32,6 +33,21 @@ class ItemText:
 
 
 @dataclass(frozen=True, slots=True)
+class UserColumns:
+    """What is known about each user: the feature columns of users.parquet, a value per row of the index of users.
+
+    Attributes:
+        numeric: int64 (`MISSING_INT` missing), float32 or float64 (NaN missing).
+        coded: `city` and other columns of strings.
+        tags: columns of lists of strings.
+    """
+
+    numeric: Mapping[str, AnyArray]
+    coded: Mapping[str, CodedColumn]
+    tags: Mapping[str, TagColumn]
+
+
+@dataclass(frozen=True, slots=True)
 class Catalogue:
     """Who and what there is. A column has a value per row of `items`; one that the data lacks is not there.
 
@@ -44,8 +60,9 @@ class Catalogue:
         coded: `city` and other columns of strings.
         texts: `title`.
         tags: `tags` and other columns of lists of strings.
-        skipped: columns of items.parquet whose type has no place here.
+        skipped: columns of items.parquet and users.parquet whose type has no place here; those of users as `users.NAME`.
         available: bool[items], False where the item was taken down; None where none was.
+        of_users: what is known about each user.
     """
 
     items: IdIndex
@@ -58,6 +75,7 @@ class Catalogue:
     tags: Mapping[str, TagColumn]
     skipped: tuple[str, ...]
     available: BoolArray | None = None
+    of_users: UserColumns = field(default_factory=lambda: UserColumns({}, {}, {}))
 
     @classmethod
     def of_nothing(cls, kind: IdKind) -> Self:
@@ -100,16 +118,19 @@ class Catalogue:
                 tags[name] = TagColumn.of(align.read(name))
             else:
                 skipped.append(name)
+        users = dataset.index(("users", "user_id"), ("interactions", "user_id"), ("follows", "user_id"))
+        of_users, skipped_of_users = _user_columns(dataset, users)
         return cls(
             items=items,
-            users=dataset.index(("users", "user_id"), ("interactions", "user_id"), ("follows", "user_id")),
+            users=users,
             authors=authors,
             author_names=_author_names(dataset, authors),
             numeric=numeric,
             coded=coded,
             texts=texts,
             tags=tags,
-            skipped=tuple(skipped),
+            skipped=(*skipped, *(f"users.{name}" for name in skipped_of_users)),
+            of_users=of_users,
         )
 
     @property
@@ -122,13 +143,18 @@ class Catalogue:
 
         Returns:
             Under its name each numeric column and the codes (int32, -1 missing) of each coded one, [items];
-            a tag column as `<name>.offsets` (int64[items + 1]) and `<name>.codes` (int32).
+            a tag column as `<name>.offsets` (int64[items + 1]) and `<name>.codes` (int32). What the codes of both stand
+            for: `<name>.vocabulary.offsets` and `.data`, a `TextColumn`. `item_id.keys` and `author.keys`: int64, the
+            key (`engine.core.keys`) of each item's and each author row's id.
         """
-        columns: dict[str, AnyArray] = {name: column.codes for name, column in self.coded.items()}
-        columns |= self.numeric
-        for name, tags in self.tags.items():
-            columns |= {f"{name}.offsets": tags.offsets, f"{name}.codes": tags.codes}
-        return columns
+        columns = _plain_columns(self.numeric, self.coded, self.tags)
+        return columns | {"item_id.keys": _keys(self.items), "author.keys": _keys(self.authors)}
+
+    def user_columns(self) -> dict[str, AnyArray]:
+        """Return what is known about users, for `BuildContext.user_columns`: as `item_columns`, with `user_id.keys`."""
+        of_users = self.of_users
+        columns = _plain_columns(of_users.numeric, of_users.coded, of_users.tags)
+        return columns | {"user_id.keys": _keys(self.users)}
 
     def describe_items(self, rows: Int32Array) -> list[ItemText]:
         """Return how people see some items: for explanations, not for requests.
@@ -174,6 +200,13 @@ class Catalogue:
             for name, column in getattr(self, family).items():
                 column.save(sink, f"column.{len(directory)}")
                 directory.append(f"{family}:{name}")
+        for name, array in self.of_users.numeric.items():
+            sink.write(f"column.{len(directory)}.numbers", array)
+            directory.append(f"users.numeric:{name}")
+        for family in ("coded", "tags"):
+            for name, column in getattr(self.of_users, family).items():
+                column.save(sink, f"column.{len(directory)}")
+                directory.append(f"users.{family}:{name}")
         directory.extend(f"skipped:{name}" for name in self.skipped)
         TextColumn.of(pa.array(directory, pa.large_string())).save(sink, "columns")
 
@@ -186,14 +219,17 @@ class Catalogue:
             "texts": {},
             "tags": {},
             "skipped": {},
+            "users.numeric": {},
+            "users.coded": {},
+            "users.tags": {},
         }
         loaders = {"coded": CodedColumn.load, "texts": TextColumn.load, "tags": TagColumn.load}
         for number, entry in enumerate(TextColumn.load(arrays, "columns").arrow().to_pylist()):
             family, _, name = entry.partition(":")
-            if family == "numeric":
+            if family.endswith("numeric"):
                 families[family][name] = np.asarray(arrays[f"column.{number}.numbers"])
             else:
-                loader = loaders.get(family)
+                loader = loaders.get(family.removeprefix("users."))
                 families[family][name] = loader(arrays, f"column.{number}") if loader else None
         return cls(
             items=IdIndex.load(arrays, "items"),
@@ -206,6 +242,7 @@ class Catalogue:
             tags=families["tags"],
             skipped=tuple(families["skipped"]),
             available=arrays.get("available"),
+            of_users=UserColumns(families["users.numeric"], families["users.coded"], families["users.tags"]),
         )
 
 
@@ -240,6 +277,44 @@ class _Aligner:
             # Large strings: taking from plain ones fails at 2 GiB.
             values = values.cast(pa.large_string())
         return values.combine_chunks().take(self._source)
+
+
+def _user_columns(dataset: Dataset, users: IdIndex) -> tuple[UserColumns, list[str]]:
+    """Return the feature columns of users.parquet, and the names of those whose type has no place."""
+    numeric: dict[str, AnyArray] = {}
+    coded: dict[str, CodedColumn] = {}
+    tags: dict[str, TagColumn] = {}
+    skipped: list[str] = []
+    align = _Aligner(dataset, "users", "user_id", users)
+    for name, type_ in align.columns():
+        if is_number(type_) or pa.types.is_boolean(type_):
+            numeric[name] = numbers(align.read(name))
+        elif is_text(type_):
+            coded[name] = CodedColumn.of(align.read(name))
+        elif is_tags(type_):
+            tags[name] = TagColumn.of(align.read(name))
+        else:
+            skipped.append(name)
+    return UserColumns(numeric, coded, tags), skipped
+
+
+def _plain_columns(
+    numeric: Mapping[str, AnyArray], coded: Mapping[str, CodedColumn], tags: Mapping[str, TagColumn]
+) -> dict[str, AnyArray]:
+    columns: dict[str, AnyArray] = {name: column.codes for name, column in coded.items()}
+    columns |= numeric
+    for name, column in tags.items():
+        columns |= {f"{name}.offsets": column.offsets, f"{name}.codes": column.codes}
+    texts = {name: column.vocabulary for name, column in coded.items()}
+    texts |= {name: column.vocabulary for name, column in tags.items()}
+    for name, text in texts.items():
+        columns |= {f"{name}.vocabulary.offsets": text.offsets, f"{name}.vocabulary.data": text.data}
+    return columns
+
+
+def _keys(index: IdIndex) -> Int64Array:
+    encoded = index.encoded(np.arange(len(index), dtype=np.int32))
+    return encoded if encoded.ndim == 1 else keys_of_cells(encoded)
 
 
 def _real(values: Any, dtype: Any) -> AnyArray:

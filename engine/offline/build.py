@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import logging
 import os
+import shutil
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from engine import __version__
 from engine.config import Config
-from engine.core.channel import BuildContext, Channel, Progress, SnapshotSink
-from engine.core.errors import BuildError, SnapshotError, StateError
+from engine.core.channel import BuildContext, BuildMode, Channel, Events, Progress, SnapshotSink
+from engine.core.errors import BuildError, ConfigError, SnapshotError, StateError
 from engine.core.interactions import Interactions
 from engine.core.options import build_parameters
 from engine.core.types import AnyArray, BoolArray
@@ -28,6 +33,9 @@ from engine.state.history import HISTORY, write_history
 from engine.state.log import START, LiveLog, offset_key
 
 log = logging.getLogger(__name__)
+
+WORK_DAYS = 30
+"""What an interrupted build left is kept so long, for the same build to go on from."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,7 @@ class Source:
         ignored: events that say nothing about interest, by kind.
         follows: who follows whom, users x authors; None where the data set has no follows.
         log_offset: up to where of the live log the catalogue holds what was published.
+        events: events of the kinds that some channel reads; None where none does.
     """
 
     catalogue: Catalogue
@@ -52,6 +61,7 @@ class Source:
     ignored: Mapping[str, int]
     follows: Interactions | None = None
     log_offset: str = START
+    events: Events | None = None
 
     @classmethod
     def of(
@@ -93,6 +103,7 @@ def build_release(
     channels: Sequence[str] | None = None,
     threads: int | None = None,
     live_log: LiveLog | None = None,
+    mode: BuildMode = "full",
 ) -> tuple[Release, Source]:
     """Build every channel that a scene uses, publish them as one release and collect old ones.
 
@@ -108,6 +119,7 @@ def build_release(
         threads: cores to use; None for all.
         live_log: what was published, changed and taken down live goes into the catalogue, and the log is trimmed behind
             the oldest release that stays; None: there is none.
+        mode: how those of `channels` are built.
 
     Raises:
         DatasetError, BuildError, ConfigError: as the parts raise them. Nothing is published then.
@@ -126,10 +138,11 @@ def build_release(
     progress.advance()
     follows = read_follows(dataset, catalogue)
     source = replace(Source.of(config, events, catalogue, key, follows=follows), log_offset=offset)
-    del events
     anew = frozenset(config.snapshot_of(name) for name in channels or ())
     names = list(dict.fromkeys((*used_channels(config), *anew)))
-    versions = build_components(config, source, store, progress, names, threads, anew)
+    source = replace(source, events=events_read(config, names, events))
+    del events
+    versions = build_components(config, source, store, progress, names, threads, anew, mode)
     release = _in_service(store)
     if release is None or release.snapshots != versions:
         release = store.publish(versions)
@@ -171,6 +184,7 @@ def build_components(
     channels: Sequence[str],
     threads: int | None = None,
     anew: Collection[str] = (),
+    mode: BuildMode = "full",
 ) -> dict[str, str]:
     """Build the catalogue, the history and some channels, or find them built.
 
@@ -178,12 +192,13 @@ def build_components(
         config, source, store, progress, threads: as in `build_release`.
         channels: which channels; of one that loads another's snapshot, that other.
         anew: those of them that are built even where they were built before.
+        mode: how `anew` are built; all others in full.
 
     Returns:
         component -> snapshot version.
     """
     threads = threads or usable_cores()
-    columns = source.catalogue.item_columns()
+    columns, user_columns = source.catalogue.item_columns(), source.catalogue.user_columns()
     versions: dict[str, str] = {}
 
     def component(name: str, parameters: Mapping[str, Any], write: Callable[[SnapshotWriter], None]) -> None:
@@ -213,12 +228,101 @@ def build_components(
         if not loaded.needs_build:
             continue
 
-        def write(writer: SnapshotWriter, loaded: Any = loaded, options: Any = options) -> None:
-            loaded.build(options, build_context(source, columns, writer, progress, threads))
-
         parameters = {**interest, "options": build_parameters(options), "code": code_of(loaded)}
+        how: BuildMode = mode if name in anew else "full"
+        work = _work_folder(store, name, parameters, source.key, versions[CATALOGUE], how)
+
+        def write(
+            writer: SnapshotWriter,
+            name: str = name,
+            loaded: Any = loaded,
+            options: Any = options,
+            how: BuildMode = how,
+            work: Path = work,
+        ) -> None:
+            context = build_context(source, columns, writer, progress, threads, user_columns)
+            kinds = loaded.event_kinds(options)
+            events = None if source.events is None or not kinds else _of_kinds(source.events, kinds)
+            previous = None if how == "full" else previous_arrays(store, name)
+            try:
+                loaded.build(options, replace(context, events=events, mode=how, previous=previous, work=work))
+            except ConfigError as error:
+                # A channel knows its options, not what it is called.
+                text = str(error).removeprefix(f"{error.field}: ")
+                raise ConfigError(text, f"channels.{name}.{error.field}".rstrip(".")) from error
+
         component(name, parameters, write)
+    _forget_work(store)
     return versions
+
+
+def _work_folder(store: SnapshotStore, *what: Any) -> Path:
+    """Return where a build of just this may leave what it has done: in no component's folder, so never collected."""
+    digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+    return store.root / ".work" / f"{what[0]}-{digest}"
+
+
+def _forget_work(store: SnapshotStore) -> None:
+    """Delete what builds left behind that nobody went on with for a month."""
+    folder = store.root / ".work"
+    for work in folder.iterdir() if folder.is_dir() else ():
+        if time.time() - work.stat().st_mtime > WORK_DAYS * 86_400:
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def previous_arrays(store: SnapshotStore, name: str) -> Mapping[str, AnyArray] | None:
+    """Return the arrays of a component's snapshot in service, else of its newest sound one; None where there is none."""
+    release = _in_service(store)
+    versions = store.versions(name)
+    if release is not None and name in release.snapshots:
+        versions = [release.snapshots[name], *versions]
+    for version in versions:
+        try:
+            return store.open(name, version, verify=True).arrays
+        except SnapshotError as error:
+            log.warning("cannot be started from: %s", error)
+    return None
+
+
+def events_read(
+    config: Config, names: Sequence[str], events: EventLog, until: int | None = None
+) -> Events | None:
+    """Return the events of the kinds that some channels read, up to a time where one is given; None where none does."""
+    kinds: set[str] = set()
+    for name in names:
+        loaded, options = config.channel(name)
+        kinds.update(loaded.event_kinds(options))
+    if not kinds:
+        return None
+    found = Events(events.users, events.items, events.kinds, events.kind_names, events.timestamps)
+    if until is not None:
+        past = events.timestamps <= until
+        found = Events(
+            events.users[past],
+            events.items[past],
+            events.kinds[past],
+            events.kind_names,
+            events.timestamps[past],
+        )
+    return _of_kinds(found, kinds)
+
+
+def _of_kinds(events: Events, kinds: Collection[str]) -> Events:
+    names = tuple(name for name in events.kind_names if name in kinds)
+    if names == events.kind_names:
+        return events
+    codes = np.full(256, 255, np.uint8)
+    for code, name in enumerate(names):
+        codes[events.kind_names.index(name)] = code
+    coded = codes[events.kinds]
+    of_these = coded != 255
+    return Events(
+        events.users[of_these],
+        events.items[of_these],
+        coded[of_these],
+        names,
+        events.timestamps[of_these],
+    )
 
 
 def build_context(
@@ -227,10 +331,13 @@ def build_context(
     sink: SnapshotSink,
     progress: Progress,
     threads: int,
+    user_columns: Mapping[str, AnyArray],
 ) -> BuildContext:
-    """Return what a channel is built from; `columns` are those of the source's catalogue."""
+    """Return what a channel is built from; `columns` and `user_columns` are those of the source's catalogue."""
     authors = len(source.catalogue.authors)
-    return BuildContext(source.liked, columns, source.now, sink, progress, threads, source.follows, authors)
+    return BuildContext(
+        source.liked, columns, source.now, sink, progress, threads, source.follows, authors, user_columns
+    )
 
 
 def interest_parameters(config: Config) -> dict[str, Any]:
@@ -239,10 +346,22 @@ def interest_parameters(config: Config) -> dict[str, Any]:
 
 
 def code_of(channel: type[Channel]) -> str:
-    """Name the code of a channel, its class and a digest of its module, so that a changed builder builds anew."""
+    """Name the code of a channel, so that a changed builder builds anew: its class, and a digest of its module; of one
+    that is in a package of its own, a folder below the folder of the plugins, of all modules of the package."""
     file = inspect.getsourcefile(channel)
-    digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12] if file else "unknown"
-    return f"{channel.__module__}:{channel.__qualname__} {digest}"
+    digest = hashlib.sha256()
+    for path in [] if file is None else _modules(channel.__module__, Path(file)):
+        digest.update(path.read_bytes())
+    return f"{channel.__module__}:{channel.__qualname__} {digest.hexdigest()[:12] if file else 'unknown'}"
+
+
+def _modules(name: str, file: Path) -> list[Path]:
+    """Return the files that a channel's code is in: its module, or the package of two or more names that it is in."""
+    is_package = file.name == "__init__.py"
+    package = name if is_package else name.rpartition(".")[0]
+    if "." not in package:
+        return [file]
+    return sorted(path for path in file.parent.rglob("*.py"))
 
 
 def _in_service(store: SnapshotStore) -> Release | None:

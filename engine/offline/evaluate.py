@@ -23,7 +23,13 @@ from engine.data.events import EventLog, interest_matrix
 from engine.data.follows import read_follows
 from engine.data.live import LiveCatalogue
 from engine.data.snapshot import SnapshotStore
-from engine.offline.build import Source, build_components, build_context, usable_cores
+from engine.offline.build import (
+    Source,
+    build_components,
+    build_context,
+    events_read,
+    usable_cores,
+)
 from engine.offline.metrics import hit_matrix, overlap_share, ranking_metrics
 from engine.offline.past import PastLeftovers, PastState, Places
 from engine.offline.protocols import Part, Protocol, Split, cut
@@ -102,10 +108,14 @@ class World:
         progress: Progress,
         threads: int | None = None,
         follows: Interactions | None = None,
+        events: EventLog | None = None,
     ) -> World:
-        """Build the channels into a store, or find them there."""
+        """Build the channels into a store, or find them there; `events` are cut at the time of the split."""
         live = LiveCatalogue.of(catalogue)
         source = _source(catalogue, split, fingerprint, follows)
+        if events is not None:
+            until = source.now if events.timed else None
+            source = replace(source, events=events_read(config, names, events, until))
         versions = build_components(config, source, store, progress, names, threads)
         snapshots = {name: store.open(name, version, verify=False) for name, version in versions.items()}
         channels: dict[str, Channel] = {}
@@ -135,8 +145,10 @@ class World:
             loaded, options = config.channel(name)
             sinks[name] = MemorySink()
             if loaded.needs_build:
-                columns = catalogue.item_columns()
-                loaded.build(options, build_context(source, columns, sinks[name], progress, threads))
+                columns, of_users = catalogue.item_columns(), catalogue.user_columns()
+                loaded.build(
+                    options, build_context(source, columns, sinks[name], progress, threads, of_users)
+                )
         channels: dict[str, Channel] = {}
         for name in names:
             loaded, options = config.channel(name)
@@ -299,7 +311,9 @@ def evaluate(
     fallback = [name for name in base.fallback if name not in channels] if split.cold.size else []
     needed = [*channels, *fallback]
     fingerprint = dataset.fingerprint()
-    world = World.built(config, catalogue, split, fingerprint, needed, store, progress, threads, follows)
+    world = World.built(
+        config, catalogue, split, fingerprint, needed, store, progress, threads, follows, events
+    )
     if protocol == "temporal":
         rankers = [name for name in channels if not world.channels[name].counts_recalls]
         if 0 < len(rankers) < len(channels):
@@ -376,7 +390,9 @@ def _rehearsed(
         return PastLeftovers(np.zeros(len(catalogue.users) + 1, np.int64), none, then)
     nothing = RaggedRows.empty(users.size)
     earlier = Split(known, users, nothing, none, RaggedRows.empty(0), f"{split.key}.rehearsed", "")
-    world = World.built(config, catalogue, earlier, fingerprint, channels, store, progress, threads)
+    world = World.built(
+        config, catalogue, earlier, fingerprint, channels, store, progress, threads, events=events
+    )
     ranked = world.lists(
         scene_of(base, channels, config.state.leftovers), users, config.state.leftovers, threads
     )

@@ -13,13 +13,8 @@ measured latency rises over the one wanted, the headroom is the root of the limi
 - It is measured once per batch, of the request that waited longest.
 - The limit never falls below two batches: one that is computed, and one that waits for it.
 
-Refusing a call costs Python about as much as gRPC's part of answering one, and at three times what can be served there
-are two to refuse for each that is answered. So at the limit the event loop takes no more calls: `room` makes it wait for
-the end of a batch. Calls then queue inside gRPC, which refuses beyond `backlog` in compiled code; callers see CANCELLED
-then, as gRPC sends no status for a call that nobody took. Where one core does
-everything the loop falls behind by itself before the limit is reached, and calls queue there all the same. Nobody tells
-us how many: so what degrading goes by is the limit in use, or the share of time that the compute thread has work,
-whichever is more.
+Beyond the limit calls are refused at once, before their requests are read (`engine/online/calls.py`): that costs little
+more than what gRPC's core does for any call.
 """
 
 from __future__ import annotations
@@ -31,33 +26,22 @@ from collections.abc import Callable
 
 from engine.config import OverloadConfig
 
-PATIENCE_SECONDS = 0.025
-"""How long the event loop waits for the end of a batch; then the compute is taken to hang, and calls are refused."""
-
 _PACE_SMOOTHING = 0.2
 _BUSY_SECONDS = 0.25
 _LEAST_GRADIENT = 0.5
 
 
-def overload_options(rules: OverloadConfig) -> list[tuple[str, int]]:
-    """Return the channel arguments by which gRPC refuses calls (random early detection) that wait to be taken."""
-    return [
-        ("grpc.server.max_pending_requests", rules.backlog // 2),
-        ("grpc.server.max_pending_requests_hard_limit", rules.backlog),
-    ]
-
-
 class Admission:
     """Counts the requests in flight, waiting and being computed, and says whether one more is taken in.
 
-    The event loop's thread calls `room`, `refusal` and `enter`, the compute thread `leave`.
+    The thread that takes calls asks `refusal` and calls `enter`, the compute thread `leave`.
 
     Attributes:
         limit: requests in flight at most, now.
         in_flight: how many there are.
         pace: seconds of compute a request, averaged over the last batches.
         busy: the share of time that batches were computed, averaged over the last quarter of a second or so.
-        on_refused: called for each request that is refused here; what gRPC refuses is not known.
+        on_refused: called for each request that is refused.
     """
 
     def __init__(self, rules: OverloadConfig, max_batch: int, max_queue: int) -> None:
@@ -66,8 +50,7 @@ class Admission:
         self._smoothing = rules.smoothing
         self._least = float(2 * max_batch)
         self._most = max(self._least, float(max_queue))
-        self._changed = threading.Condition()
-        self._hangs = False
+        self._lock = threading.Lock()
         self.limit = min(2 * self._least, self._most)
         self.in_flight = 0
         self.pace = 0.0
@@ -79,18 +62,6 @@ class Admission:
     def load(self) -> float:
         """How much of what can be done is asked for, from 0: what the steps of degrading go by."""
         return max(self.in_flight / self.limit, self.busy)
-
-    def room(self) -> bool:
-        """Whether one more call may be taken; at the limit the calling thread waits for the end of a batch."""
-        if self.in_flight < self.limit:
-            return True
-        with self._changed:
-            if not self._hangs:
-                self._hangs = not self._changed.wait_for(self._has_room, PATIENCE_SECONDS)
-            if self._has_room():
-                return True
-        self.on_refused()
-        return False
 
     def refusal(self, deadline: float, now: float) -> str:
         """Say why a request cannot be taken in; "" where it can.
@@ -114,7 +85,7 @@ class Admission:
 
     def enter(self) -> None:
         """Count one more."""
-        with self._changed:
+        with self._lock:
             self.in_flight += 1
 
     def leave(self, requests: int, wait: float, compute: float) -> None:
@@ -125,7 +96,7 @@ class Admission:
             wait: how long the one that waited longest did, seconds.
             compute: how long the batch took, seconds.
         """
-        with self._changed:
+        with self._lock:
             if self.in_flight >= self.limit / 2:
                 self._adapt(wait)
             ended = time.monotonic()
@@ -135,17 +106,12 @@ class Admission:
             pace = compute / requests
             self.pace += _PACE_SMOOTHING * (pace - self.pace)
             self.in_flight -= requests
-            self._hangs = False
-            self._changed.notify()
 
     def _adapt(self, wait: float) -> None:
         gradient = min(1.0, max(_LEAST_GRADIENT, self._target / max(wait, 1e-9)))
         wanted = self.limit * gradient + math.sqrt(self.limit)
         limit = self.limit + self._smoothing * (wanted - self.limit)
         self.limit = min(self._most, max(self._least, limit))
-
-    def _has_room(self) -> bool:
-        return self.in_flight < self.limit
 
 
 def _nothing() -> None:

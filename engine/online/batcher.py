@@ -7,15 +7,14 @@ thread hop and the matrix products are shared.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Protocol
 
 from engine.config import OverloadConfig
 from engine.core.errors import RecallError
@@ -44,6 +43,19 @@ class ComputeError(RecallError):
     """The request could not be computed, not even alone; the log has the traceback."""
 
 
+class Caller(Protocol):
+    """Who waits for the answer to a request."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits any more."""
+        ...
+
+    def deliver(self, outcome: bytes | RecallError) -> None:
+        """Take the bytes of the response, or why there are none; on the compute thread, so it must not block."""
+        ...
+
+
 @dataclass(slots=True, eq=False)
 class _Job:
     """One request on its way through the compute thread."""
@@ -53,15 +65,14 @@ class _Job:
     request_id: str
     debug: bool
     trace: str
-    answer: asyncio.Future[bytes]
+    caller: Caller
     came: float
     """On the clock of time.monotonic(), seconds."""
     outcome: bytes | RecallError | None = None
-    """What becomes of `answer`, which only the event loop's thread may touch."""
 
 
 class Batcher:
-    """Takes requests from an event loop and answers them on a thread of its own.
+    """Takes requests from any thread and answers them on one of its own.
 
     Attributes:
         replica: what answers. Read once per batch, so that another one may be put here at any time.
@@ -76,7 +87,7 @@ class Batcher:
         observer: Observer | None = None,
         overload: OverloadConfig | None = None,
     ) -> None:
-        """Start the compute thread; must be called on the event loop that will submit.
+        """Start the compute thread.
 
         Args:
             replica: what answers.
@@ -90,50 +101,52 @@ class Batcher:
         self._observer = observer
         self._max_batch = max_batch
         self._max_queue = max_queue
-        self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Job] = deque()
         self._chores: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._changed = threading.Condition()
         self._closing = False
-        self._ended = asyncio.Event()
         # A daemon, so that a process can end while a channel hangs.
         self._thread = threading.Thread(target=self._work, name="compute", daemon=True)
         self._thread.start()
 
-    async def submit(
-        self, scene: str, request: Request, request_id: str, debug: bool = False, trace: str = ""
-    ) -> bytes:
-        """Return the bytes of the RecallResponse to a request.
+    def submit(
+        self,
+        scene: str,
+        request: Request,
+        request_id: str,
+        caller: Caller,
+        debug: bool = False,
+        trace: str = "",
+    ) -> None:
+        """Have a request answered.
 
         Args:
             scene: a scene of the replica.
             request: the request; one whose deadline has passed when its turn comes is not computed, and
-                neither is one whose awaiting task was cancelled.
+                neither is one whose caller is gone.
             request_id: comes back in the answer.
-            debug: adds DebugInfo to it.
+            caller: is given the bytes of the RecallResponse, or one of
+                DeadlinePassedError, when its turn came too late;
+                ComputeError, where it failed, alone too;
+                StateUnavailableError, where a filter that the scene cannot do without could not read the user's state.
+            debug: adds DebugInfo to the answer.
             trace: the caller's `traceparent`, for the observer.
 
         Raises:
-            QueueFullError: at once.
-            ClosedError: at once.
-            DeadlinePassedError: when its turn came too late.
-            ComputeError: it failed, alone too.
-            StateUnavailableError: a filter that the scene cannot do without could not read the user's state.
+            QueueFullError, ClosedError: it is not taken in, and the caller is told nothing else.
         """
-        now = time.monotonic()
-        job = _Job(scene, request, request_id, debug, trace, self._loop.create_future(), now)
+        job = _Job(scene, request, request_id, debug, trace, caller, time.monotonic())
         with self._changed:
             if self._closing:
                 raise ClosedError("the server is shutting down")
             if len(self._waiting) >= self._max_queue:
                 raise QueueFullError(f"{self._max_queue} requests are waiting already; try again later")
-            refusal = self.admission.refusal(request.deadline, now)
+            refusal = self.admission.refusal(request.deadline, job.came)
             if refusal:
                 raise QueueFullError(refusal)
             self.admission.enter()
             self._waiting.append(job)
             self._changed.notify()
-        return await job.answer
 
     def between(self, chore: Callable[[], None]) -> Future[None]:
         """Have something done between two batches, on the thread that computes them; from any thread.
@@ -150,7 +163,7 @@ class Batcher:
                 self._changed.notify()
         return done
 
-    async def close(self, patience: float = math.inf) -> None:
+    async def close(self, patience: float | None = None) -> None:
         """Refuse new requests, finish those that wait, and end the thread.
 
         Args:
@@ -159,17 +172,14 @@ class Batcher:
         with self._changed:
             self._closing = True
             self._changed.notify()
-        try:
-            await asyncio.wait_for(self._ended.wait(), None if math.isinf(patience) else patience)
-        except TimeoutError:
+        await asyncio.to_thread(self._thread.join, patience)
+        if self._thread.is_alive():
             log.error("the compute thread hangs; it is left to itself")
 
     def _work(self) -> None:
         self._serve_batches()
         for _, done in self._chores:
             done.cancel()
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(self._ended.set)
 
     def _serve_batches(self) -> None:
         while (work := self._drain()) is not None:
@@ -185,13 +195,7 @@ class Batcher:
             except BaseException:  # the thread must outlive whatever a batch does
                 log.exception("a batch of %d requests failed", len(jobs))
             for job in jobs:
-                if job.outcome is None:
-                    job.outcome = _failed(job)
-            try:
-                self._loop.call_soon_threadsafe(_deliver, jobs)
-            except RuntimeError:  # the loop is closed: nobody waits for the answers any more
-                log.warning("the event loop is gone; %d answers are dropped", len(jobs))
-                return
+                _deliver(job)
             self.admission.leave(len(jobs), began - jobs[0].came, time.monotonic() - began)
             self._observe(finished)
 
@@ -221,7 +225,7 @@ class Batcher:
         now = time.monotonic()
         scenes: dict[str, list[_Job]] = {}
         for job in jobs:
-            if job.answer.cancelled():
+            if job.caller.cancelled:
                 job.outcome = DeadlinePassedError("nobody waits for the answer any more")
             elif job.request.deadline <= now:
                 job.outcome = DeadlinePassedError("the deadline passed while the request waited for its turn")
@@ -280,12 +284,10 @@ def _log_failure(job: _Job) -> None:
     log.exception("scene %s: the request %r failed", job.scene, job.request_id)
 
 
-def _deliver(jobs: Sequence[_Job]) -> None:
-    """Hand the outcomes over, on the event loop."""
-    for job in jobs:
-        if job.answer.done():  # cancelled meanwhile
-            continue
-        if isinstance(job.outcome, bytes):
-            job.answer.set_result(job.outcome)
-        elif job.outcome is not None:
-            job.answer.set_exception(job.outcome)
+def _deliver(job: _Job) -> None:
+    """Hand the outcome over."""
+    outcome = job.outcome if job.outcome is not None else _failed(job)
+    try:
+        job.caller.deliver(outcome)
+    except Exception:  # the thread must outlive whoever does not take an answer
+        log.exception("the answer to %r could not be delivered", job.request_id)

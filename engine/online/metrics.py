@@ -33,9 +33,7 @@ class Metrics:
         self.calls_failed = self._counter(
             "calls_failed", "Calls of Recall that ended with another status than OK.", "code"
         )
-        self.refused = self._counter(
-            "refused", "Requests refused for overload by the server itself; what gRPC refuses is not counted."
-        )
+        self.refused = self._counter("refused", "Requests refused for overload.")
         self.in_flight = self._gauge("in_flight", "Requests waiting and being computed.")
         self.in_flight_limit = self._gauge("in_flight_limit", "How many requests may be in flight, now.")
         self.compute_busy = self._gauge(

@@ -96,8 +96,9 @@ class Run:
 
     Channel axes are the scene's channels in merge order, then its fallback channels. `refused` are the queries that
     cannot be answered because a filter could not read what it judges by, with the filter's name; their columns mean
-    nothing. `depth` and `whole_depth`, int32[channels but fallback, n], are how many candidates each was asked for first,
-    and how many it may be asked for at all; `answers` what they answered.
+    nothing. `first_deadline` is the earliest of the requests'. `depth` and `whole_depth`, int32[channels but fallback,
+    n], are how many candidates each was asked for first, and how many it may be asked for at all; `answers` what they
+    answered.
     """
 
     requests: Sequence[Request]
@@ -108,6 +109,7 @@ class Run:
     removed: Int32Array
     filter_status: Int32Array
     channel_us: Float64Array
+    first_deadline: float
     messages: dict[tuple[int, int], str] = field(default_factory=dict)
     stage_us: dict[str, float] = field(default_factory=dict)
     refused: dict[int, StateUnavailableError] = field(default_factory=dict)
@@ -215,6 +217,7 @@ class Pipeline:
             removed=np.zeros((len(self._filters), n), np.int32),
             filter_status=np.full((len(self._filters), n), FilterStatus.OK, np.int32),
             channel_us=np.zeros(channels),
+            first_deadline=min((request.deadline for request in requests), default=math.inf),
             degraded=degraded,
         )
         started = time.perf_counter()
@@ -251,8 +254,7 @@ class Pipeline:
         if self.scene.depth:
             # Of quotas that sum to less than the answer is long each channel gives more than its own.
             stretch = np.maximum(1.0, run.limits / np.maximum(quotas.sum(axis=0), 1))
-            wanted = np.ceil(quotas * stretch * self.scene.depth).astype(np.int32)
-            np.minimum(depth, np.where(quotas > 0, wanted + extra, 0), out=depth)
+            np.minimum(depth, np.ceil(quotas * stretch * self.scene.depth).astype(np.int32), out=depth)
         run.depth = depth.copy()
         run.answers = self._ask_all(run, range(self._first_fallback), depth)
         run.columns = Columns.of(run.answers, len(run.requests))
@@ -285,7 +287,14 @@ class Pipeline:
         answers = {c: self._ask(run, c, depths[c]) for c in channels if self._beside[c] is None}
         for c, call in calls:
             answers[c] = self._collect(run, c, depths[c], call)
-        return [answers[c] for c in channels]
+        ordered = [answers[c] for c in channels]
+        # Of all channels at once: each operation on short arrays costs a microsecond or more.
+        ends = np.concatenate([answer.offsets for answer in ordered]).reshape(len(ordered), -1)
+        lengths, mine = ends[:, 1:] - ends[:, :-1], np.array(channels)
+        asked = depth > 0
+        run.returned[mine] = np.where(asked | (lengths > 0), lengths, run.returned[mine])
+        run.status[mine] = np.where(asked, _EMPTY - (lengths > 0), run.status[mine])
+        return ordered
 
     def _ask(self, run: Run, c: int, k: Int32Array) -> CandidateBatch:
         """Run one channel: gate, deadline, contract, timing and error policy are here, once for all inline channels."""
@@ -304,7 +313,6 @@ class Pipeline:
                 answer = self._answer(run, c, run.batch, k)
             except _FAILURES as error:
                 answer = self._one_by_one(run, c, k, error)
-            self._returned(run, c, k, answer)
         if breaker is not None and (watched or len(run.messages) > failed_before):
             self._note(run, c, k, len(run.messages) - failed_before)
         run.channel_us[c] = (time.perf_counter() - started) * 1e6
@@ -359,14 +367,8 @@ class Pipeline:
             if k[q]:
                 k[q] = 0
                 self._failed(run, c, q, error)
-        self._returned(run, c, k, answer.batch)
         self._note(run, c, k, len(answer.errors))
         return answer.batch
-
-    def _returned(self, run: Run, c: int, k: Int32Array, answer: CandidateBatch) -> None:
-        lengths = answer.offsets[1:] - answer.offsets[:-1]
-        run.returned[c] = lengths
-        np.copyto(run.status[c], _EMPTY - (lengths > 0), where=k > 0)
 
     def _passes(self, run: Run, c: int, k: Int32Array) -> bool:
         """Whether the channel's circuit breaker lets the batch through; where it does not, nothing is asked."""
@@ -436,6 +438,8 @@ class Pipeline:
     def _shut_late(self, run: Run, c: int, k: Int32Array) -> None:
         """Ask nothing for requests whose time is up, but for the reserve."""
         now = time.monotonic() + self._reserve
+        if run.first_deadline > now:
+            return
         for q, request in enumerate(run.requests):
             if request.deadline <= now and k[q] > 0:
                 k[q] = 0
@@ -574,7 +578,8 @@ class Pipeline:
         status, returned = run.status[mine], run.returned[mine].copy()
         reached = (status == ChannelStatus.OK) & (returned >= run.depth)
         unasked = (status == _SKIPPED) & (run.depth == 0)
-        again = (reached | unasked) & (run.depth < run.whole_depth) & (lengths < run.limits)
+        wanting = (lengths < run.limits) | (run.merged.eligible < run.quotas[mine])
+        again = (reached | unasked) & (run.depth < run.whole_depth) & wanting
         channels = np.flatnonzero(again.any(axis=1)).tolist()
         if not channels:
             return

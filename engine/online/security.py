@@ -16,7 +16,7 @@ import re
 import ssl
 import stat
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +28,7 @@ from recall.v1 import ingest_pb2, recall_pb2
 
 from engine.config import Config, SecurityConfig
 from engine.core.errors import ConfigError
+from engine.online.calls import Call
 
 Service: TypeAlias = Literal["recall", "ingest", "admin"]
 """What callers are allowed: one of the two APIs, or everything else that is not health, which is reflection."""
@@ -269,31 +270,57 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
     ) -> grpc.RpcMethodHandler[Any, Any]:
         """Return the method's handler, or one that refuses before it reads anything."""
         method = handler_call_details.method
-        # What has no list of its own is admin: a service that is added later is not open by an oversight.
-        service = _SERVICES.get(method[1 : method.rfind("/")], "admin")
+        service = _service_of(method)
         if service is None:
             return await continuation(handler_call_details)
-        allowed = self._allowed[service]
+        caller, refused = self._by_token(service, handler_call_details.invocation_metadata)
+        if refused is not None:
+            return self._refuse(*refused, method)
+        if self._is_allowed(service, caller):
+            return await continuation(handler_call_details)
+        return await self._by_certificate(
+            continuation, handler_call_details, self._allowed[service], service, caller
+        )
+
+    def refusal(self, method: str, call: Call) -> tuple[grpc.StatusCode, str] | None:
+        """Return status and text with which a call that is not grpc.aio's is refused; None where it is let through."""
+        service = _service_of(method)
+        if service is None:
+            return None
+        caller, refused = self._by_token(service, call.metadata)
+        if refused is None and not self._is_allowed(service, caller):
+            names = certificate_names(call.identity)
+            if self._allowed[service].isdisjoint(names):
+                refused = _DENIED, _denied(caller, names, service)
+        if refused is not None:
+            self._refusals.note(method, call.peer, refused[1])
+        return refused
+
+    def _is_allowed(self, service: Service, caller: str | None) -> bool:
+        return EVERYBODY in self._allowed[service] or caller in self._allowed[service]
+
+    def _by_token(
+        self, service: Service, metadata: Iterable[tuple[str, str | bytes]]
+    ) -> tuple[str | None, tuple[grpc.StatusCode, str] | None]:
+        """Return whose token a call has, and why it is refused; neither where the certificate decides."""
         caller = None
         if self._tokens is not None:
-            for key, value in handler_call_details.invocation_metadata:
+            for key, value in metadata:
                 if key == "authorization":
                     scheme, _, token = str(value).partition(" ")
                     if scheme.lower() != "bearer" or caller is not None:
-                        return self._refuse(
-                            _UNAUTHENTICATED, "expected one authorization: Bearer TOKEN", method
-                        )
+                        return None, (_UNAUTHENTICATED, "expected one authorization: Bearer TOKEN")
                     caller = self._tokens.holder(token.strip())
                     if caller is None:
-                        return self._refuse(_UNAUTHENTICATED, "the token is not known", method)
+                        return None, (_UNAUTHENTICATED, "the token is not known")
             if caller is None and not self._certificates:
-                text = "expected a token, as metadata: authorization: Bearer TOKEN"
-                return self._refuse(_UNAUTHENTICATED, text, method)
-        if EVERYBODY in allowed or caller in allowed:
-            return await continuation(handler_call_details)
-        if self._certificates:
-            return await self._by_certificate(continuation, handler_call_details, allowed, service, caller)
-        return self._refuse(_DENIED, f"{caller} may not call {service}", method)
+                return None, (
+                    _UNAUTHENTICATED,
+                    "expected a token, as metadata: authorization: Bearer TOKEN",
+                )
+        if not self._certificates and not self._is_allowed(service, caller):
+            return caller, (_DENIED, f"{caller} may not call {service}")
+        return caller, None
 
     async def _by_certificate(
         self, continuation: Any, details: Any, allowed: frozenset[str], service: Service, caller: str | None
@@ -316,8 +343,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         async def admit(context: Any) -> None:
             names = certificate_names(context.auth_context())
             if allowed.isdisjoint(names):
-                callers = [*([caller] if caller else []), *names[:_MOST_SHOWN]]
-                text = f"{', '.join(callers) or 'a certificate without a name'} may not call {service}"
+                text = _denied(caller, names, service)
                 self._refusals.note(method, context.peer(), text)
                 await context.abort(_DENIED, text)
 
@@ -340,6 +366,16 @@ def certificate_names(peer: Mapping[str, Iterable[bytes]]) -> list[str]:
     """
     keys = ("x509_common_name", "x509_subject_alternative_name")
     return [f"certificate:{name.decode(errors='replace')}" for key in keys for name in peer.get(key, ())]
+
+
+def _service_of(method: str) -> Service | None:
+    """What has no list of its own is admin: a service that is added later is not open by an oversight."""
+    return _SERVICES.get(method[1 : method.rfind("/")], "admin")
+
+
+def _denied(caller: str | None, names: Sequence[str], service: Service) -> str:
+    callers = [*([caller] if caller else []), *names[:_MOST_SHOWN]]
+    return f"{', '.join(callers) or 'a certificate without a name'} may not call {service}"
 
 
 _UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED

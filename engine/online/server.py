@@ -17,16 +17,16 @@ from engine.config import Config
 from engine.core.errors import ConfigError, RecallError, StateError
 from engine.data.snapshot import SnapshotStore
 from engine.online import security
-from engine.online.admission import overload_options
 from engine.online.answered import Answered
 from engine.online.batcher import Batcher
+from engine.online.calls import Calls
 from engine.online.impressions import Impressions
 from engine.online.ingest import INGEST_SERVICE, IngestService
 from engine.online.live import Tail
 from engine.online.metrics import Metrics, MetricsServer
 from engine.online.recalls import Recalls
 from engine.online.replica import Replica
-from engine.online.service import SERVICE, RecallService
+from engine.online.service import METHOD, SERVICE, RecallService
 from engine.online.state import State
 from engine.online.telemetry import Telemetry
 from engine.online.warm_up import warm_up
@@ -136,22 +136,18 @@ class Server:
         self._secured = security.credentials(self._config)
         # Two servers on one port share its connections by chance; unless that is meant, a taken port is an error.
         options = [("grpc.so_reuseport", int(self._shared_port)), *security.options(self._config)]
-        options += overload_options(self._config.overload)
         if self._shared_port and settings.max_connection_age_seconds:
             # Connections stay where they began: only when they end can a worker that came later get its share.
             options.append(("grpc.max_connection_age_ms", round(settings.max_connection_age_seconds * 1000)))
-        self._server = grpc.aio.server(
-            options=options,
-            interceptors=security.interceptors(self._config),
-        )
+        gates = security.interceptors(self._config)
+        self._server = grpc.aio.server(options=options, interceptors=gates)
         self._batcher = Batcher(
             self._replica, settings.max_batch, settings.max_queue, self._observe, self._config.overload
         )
         self.metrics.watch(self._batcher.admission)
         self._telemetry = Telemetry(self._config.telemetry, self.metrics.telemetry_dropped.inc)
-        handlers = [
-            RecallService(self._config, self._batcher, self.metrics, self._telemetry.traces).handlers()
-        ]
+        service = RecallService(self._config, self._batcher, self.metrics, self._telemetry.traces, gates)
+        self._calls = Calls(self._server, METHOD, service.begin)
         if self._state is not None:
             kind = self._replica.catalogue.id_type
             share = self._config.telemetry.impressions
@@ -160,8 +156,7 @@ class Server:
                 self._config, kind, self._state.users, self._state.log, self.metrics, self._impressions
             )
             self._recalls = Recalls(self._state.users, self.metrics)
-            handlers.append(self._ingest.handlers())
-        self._server.add_generic_rpc_handlers(handlers)
+            self._server.add_generic_rpc_handlers([self._ingest.handlers()])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -176,6 +171,7 @@ class Server:
             await self.stop(0)
             raise
         await self._server.start()
+        self._calls.start()
         return port
 
     async def _begin(self, port: int) -> None:
@@ -288,6 +284,7 @@ class Server:
             await self._ingest.close(max(grace, _PATIENCE_SECONDS))
         await self._server.stop(grace)
         await self._batcher.close(_PATIENCE_SECONDS)
+        await asyncio.to_thread(self._calls.close, _PATIENCE_SECONDS)
         for thread in (self._tail, self._recalls, self._impressions, self._telemetry):
             if thread is not None:
                 await asyncio.to_thread(thread.close, _PATIENCE_SECONDS)

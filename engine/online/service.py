@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import math
 import secrets
 import time
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import NoReturn
 
 import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
@@ -17,9 +17,10 @@ from recall.v1 import recall_pb2 as pb
 
 from engine.config import Config
 from engine.core.errors import RecallError, RequestError, StateUnavailableError
-from engine.online.admission import Admission
 from engine.online.batcher import Batcher, ClosedError, ComputeError, DeadlinePassedError, QueueFullError
+from engine.online.calls import Call, Metadata
 from engine.online.metrics import Metrics
+from engine.online.security import Gate
 from engine.online.telemetry import sampled_trace
 from engine.online.wire import parse
 
@@ -39,6 +40,8 @@ _MAX_MESSAGE_BYTES = 512
 _MAX_VIOLATIONS_BYTES = 3072
 
 
+_NO_MESSAGE = "expected a serialized recall.v1.RecallRequest"
+
 _CODES: Mapping[type[RecallError], grpc.StatusCode] = {
     DeadlinePassedError: grpc.StatusCode.DEADLINE_EXCEEDED,
     ClosedError: grpc.StatusCode.UNAVAILABLE,
@@ -51,7 +54,12 @@ class RecallService:
     """Answers the Recall RPC."""
 
     def __init__(
-        self, config: Config, batcher: Batcher, metrics: Metrics | None = None, traces: bool = False
+        self,
+        config: Config,
+        batcher: Batcher,
+        metrics: Metrics | None = None,
+        traces: bool = False,
+        gates: Sequence[Gate] = (),
     ) -> None:
         """Take what is needed.
 
@@ -60,95 +68,113 @@ class RecallService:
             batcher: what computes.
             metrics: told of calls that fail.
             traces: whether the caller's trace context is looked for.
+            gates: who may call.
         """
         self._config = config
         self._batcher = batcher
         self._metrics = metrics
         self._traces = traces
+        self._gates = gates
         # Random once, then counted: a random id per request would cost a system call each.
         self._run_id = secrets.token_hex(6)
         self._numbers = itertools.count(1)
 
-    def handlers(self) -> grpc.GenericRpcHandler[Any, Any]:
-        """Return the service as gRPC takes it.
+    def begin(self, call: Call) -> None:
+        """Take a call: refuse it, or read its request; on the thread of the calls, as all that leads to the queue."""
+        for gate in self._gates:
+            refusal = gate.refusal(METHOD, call)
+            if refusal is not None:
+                call.refuse(*refusal)
+                return
+        now = time.monotonic()
+        deadline = call.deadline(now)
+        text = self._batcher.admission.refusal(deadline, now)
+        if text:
+            call.refuse(*self._exhausted(text))
+        else:
+            call.receive(partial(self._received, call, deadline))
 
-        Requests come as bytes, so that one that is no message is refused as INVALID_ARGUMENT and not as a
-        failure of ours; responses are bytes already.
-        """
-        return _Handlers(self, self._batcher.admission)
-
-    async def recall(self, data: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
-        """Answer one request.
+    def _received(self, call: Call, deadline: float, data: bytes | None) -> None:
+        """Put one request into the queue.
 
         Args:
-            data: a serialized RecallRequest.
-            context: of the RPC; its deadline is the request's budget.
-
-        Returns:
-            A serialized RecallResponse.
+            call: of the request.
+            deadline: the request's budget, on the clock of time.monotonic(), seconds.
+            data: a serialized RecallRequest; None where there was none.
         """
-        now = time.monotonic()
-        left = context.time_remaining()
-        deadline = math.inf if left is None else now + left
-        refusal = self._batcher.admission.refusal(deadline, now)
-        if refusal:
-            await self._turn_away(context, refusal)
+        if data is None:  # or the caller is gone, and hears nothing of it
+            call.fail(grpc.StatusCode.INVALID_ARGUMENT, *_bad_request(RequestError([("", _NO_MESSAGE)])))
+            return
         try:
             message = pb.RecallRequest.FromString(data)
             id_kind = self._batcher.replica.catalogue.id_type
             scene, request = parse(message, self._config, id_kind, deadline, int(time.time()))
         except DecodeError:
-            self._count(grpc.StatusCode.INVALID_ARGUMENT)
-            await refuse(context, RequestError([("", "expected a serialized recall.v1.RecallRequest")]))
+            self._refuse(call, RequestError([("", _NO_MESSAGE)]))
         except RequestError as error:
-            self._count(grpc.StatusCode.INVALID_ARGUMENT)
-            await refuse(context, error)
-        request_id = message.request_id or f"{self._run_id}-{next(self._numbers)}"
-        trace = sampled_trace(context.invocation_metadata()) if self._traces else ""
-        try:
-            return await self._batcher.submit(scene, request, request_id, message.debug, trace)
-        except QueueFullError as error:
-            await self._turn_away(context, str(error))
-        except RecallError as error:
+            self._refuse(call, error)
+        else:
+            request_id = message.request_id or f"{self._run_id}-{next(self._numbers)}"
+            trace = sampled_trace(call.metadata) if self._traces else ""
+            reply = _Reply(call, self)
+            try:
+                self._batcher.submit(scene, request, request_id, reply, message.debug, trace)
+            except RecallError as error:
+                reply.deliver(error)
+
+    def _refuse(self, call: Call, error: RequestError) -> None:
+        self._count(grpc.StatusCode.INVALID_ARGUMENT)
+        call.fail(grpc.StatusCode.INVALID_ARGUMENT, *_bad_request(error))
+
+    def fail(self, call: Call, error: RecallError) -> None:
+        """End a call whose request was received, but cannot be answered."""
+        if isinstance(error, QueueFullError):
+            call.fail(*self._exhausted(str(error)))
+        else:
             code = _CODES.get(type(error), grpc.StatusCode.INTERNAL)
             self._count(code)
-            await context.abort(code, str(error))
+            call.fail(code, str(error))
+
+    def _exhausted(self, text: str) -> tuple[grpc.StatusCode, str, Metadata]:
+        self._count(grpc.StatusCode.RESOURCE_EXHAUSTED)
+        pushback = str(self._batcher.admission.pushback_ms())
+        return grpc.StatusCode.RESOURCE_EXHAUSTED, text, ((PUSHBACK, pushback),)
 
     def _count(self, code: grpc.StatusCode) -> None:
         if self._metrics is not None:
             self._metrics.calls_failed.labels(code.name).inc()
 
-    async def shed(self, stream: Any, context: grpc.aio.ServicerContext[bytes, bytes]) -> NoReturn:
-        """Refuse a call without reading its request."""
-        del stream
-        await self._turn_away(context, "the requests in flight are not getting fewer; try again later")
 
-    async def _turn_away(self, context: grpc.aio.ServicerContext[bytes, bytes], text: str) -> NoReturn:
-        self._count(grpc.StatusCode.RESOURCE_EXHAUSTED)
-        pushback = str(self._batcher.admission.pushback_ms())
-        await context.abort(
-            grpc.StatusCode.RESOURCE_EXHAUSTED, text, trailing_metadata=((PUSHBACK, pushback),)
-        )
+class _Reply:
+    """Brings an outcome to the caller."""
 
+    __slots__ = ("_call", "_service")
 
-class _Handlers(grpc.GenericRpcHandler):  # type: ignore[type-arg]  # the stubs alone are generic
-    """Finds the method of a call; at the limit on requests in flight it takes its time (`Admission.room`)."""
+    def __init__(self, call: Call, service: RecallService) -> None:
+        self._call = call
+        self._service = service
 
-    def __init__(self, service: RecallService, admission: Admission) -> None:
-        self._admission = admission
-        self._recall = grpc.unary_unary_rpc_method_handler(service.recall)
-        # Of a stream nothing is read before its handler asks for it.
-        self._shed = grpc.stream_stream_rpc_method_handler(service.shed)
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody waits any more."""
+        return self._call.cancelled
 
-    def service(self, details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
-        """Return what answers a call, None for a method of another service."""
-        if details.method != METHOD:
-            return None
-        return self._recall if self._admission.room() else self._shed
+    def deliver(self, outcome: bytes | RecallError) -> None:
+        """Send the response, or the status that says why there is none."""
+        if isinstance(outcome, bytes):
+            self._call.answer(outcome)
+        else:
+            self._service.fail(self._call, outcome)
 
 
 async def refuse(context: grpc.aio.ServicerContext[bytes, bytes], error: RequestError) -> NoReturn:
-    """End the RPC with INVALID_ARGUMENT and a google.rpc.BadRequest that names the fields."""
+    """End an RPC of grpc.aio with INVALID_ARGUMENT and a google.rpc.BadRequest that names the fields."""
+    text, metadata = _bad_request(error)
+    await context.abort(grpc.StatusCode.INVALID_ARGUMENT, text, trailing_metadata=tuple(metadata))
+
+
+def _bad_request(error: RequestError) -> tuple[str, Metadata]:
+    """Return what says that a request is wrong: a text, and trailing metadata with a google.rpc.BadRequest."""
     bad = error_details_pb2.BadRequest()
     for n, (field, text) in enumerate(error.violations):
         bad.field_violations.add(field=field, description=text)
@@ -169,8 +195,4 @@ async def refuse(context: grpc.aio.ServicerContext[bytes, bytes], error: Request
     status = status_pb2.Status(
         code=grpc.StatusCode.INVALID_ARGUMENT.value[0], message=text, details=[details]
     )
-    await context.abort(
-        grpc.StatusCode.INVALID_ARGUMENT,
-        text,
-        trailing_metadata=((STATUS_DETAILS, status.SerializeToString()),),
-    )
+    return text, ((STATUS_DETAILS, status.SerializeToString()),)

@@ -14,9 +14,6 @@ from engine.core.exposure import ExposureBits, ExposureLayout, never_shown
 from engine.core.live import Exposure
 from engine.core.types import BoolArray, Int64Array
 
-CLOCK_TOLERANCE = 60
-"""Seconds that the clocks of two servers may differ without an exposure being missed."""
-
 PYBLOOM_ERROR_RATE = 0.0025
 """Of the first filter of a slice; its chain doubles and adds 0.9 of the rate before with each link, which stays below
 1 % at 20 times the planned exposures."""
@@ -74,8 +71,8 @@ class BitsBackend:
         return int(now // self._slice_seconds)
 
     def slice_numbers(self, now: float) -> list[int]:
-        """Return the slices to read: one more than are remembered, so that clocks that differ lose nothing."""
-        newest = self.slice_number(now + CLOCK_TOLERANCE)
+        """Return the slices to read: the one to come too, where a clock may have been that was ahead of this one."""
+        newest = self.slice_number(now) + 1
         return list(range(newest, newest - self._slices - 2, -1))
 
     def view(self, users: Sequence[bytes], bits: ExposureBits) -> ExposureBits:

@@ -43,6 +43,7 @@ def built_channel(
     columns: ItemColumns | None = None,
     follows: Interactions | None = None,
     authors: int = 0,
+    user_columns: Mapping[str, AnyArray] | None = None,
     **options: Any,
 ) -> Channel:
     """Build a channel in memory and load it.
@@ -52,7 +53,7 @@ def built_channel(
         liked: the interest matrix.
         item_columns: what the build sees of the items; None: what `columns` has.
         columns: the live columns; None: those of items of whom nothing is known.
-        follows, authors: as in `BuildContext`.
+        follows, authors, user_columns: as in `BuildContext`.
         options: of the channel.
     """
     config = kind.Config(**options)
@@ -61,7 +62,9 @@ def built_channel(
     if kind.needs_build:
         if item_columns is None:
             item_columns = {} if columns is None else catalogue_columns(columns)
-        context = BuildContext(liked, item_columns, now, sink, SilentProgress(), 2, follows, authors)
+        context = BuildContext(
+            liked, item_columns, now, sink, SilentProgress(), 2, follows, authors, user_columns or {}
+        )
         kind.build(config, context)
     live = columns if columns is not None else ItemColumns(liked.items)
     return kind.load(config, LoadContext(sink.arrays, liked.items, liked.users, live))

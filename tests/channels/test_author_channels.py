@@ -104,6 +104,7 @@ def test_only_the_newest_follows_and_the_newest_posts_of_each_count():
     )
     assert answer(channel, asked(follows=[0, 1])).rows.tolist() == [3, 1]
     columns.available[3] = False
+    channel.update(np.array([3], np.int32))
     assert answer(channel, asked(follows=[0, 1])).rows.tolist() == [2, 1]
 
 

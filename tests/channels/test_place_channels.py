@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channels import geo
-from channels.geo import Geo, cell_number, cells, geohash_of
+from channels.geo import Geo, around, cell_number, cells, geohash_of
 from channels.same_city import SameCity
 from engine.core.items import ItemColumns
 from engine.core.query import QueryBatch
@@ -80,6 +79,22 @@ def test_a_cell_is_its_geohash_as_a_number_of_five_bits_a_letter(latitude, longi
     assert geohash_of(number, precision) == name
     assert cells(np.array([latitude]), np.array([longitude]), precision).tolist() == [number]
     assert 0 <= number < 2**31
+
+
+@given(latitude=st.floats(-90, 90), longitude=st.floats(-180, 180), precision=st.integers(2, 6))
+@settings(max_examples=100, deadline=None)
+def test_around_a_cell_are_the_cells_that_its_geohash_has_for_neighbours(latitude, longitude, precision):
+    here = pygeohash.encode(latitude, longitude, precision)
+    expected = [here]
+    for column in ("", "top", "bottom"):
+        try:
+            middle = pygeohash.get_adjacent(here, column) if column else here
+        except ValueError:  # beyond the pole
+            continue
+        expected += [middle, *(pygeohash.get_adjacent(middle, side) for side in ("left", "right"))]
+    keys, offsets = around(np.array([-1, cell_number(here)]), precision)
+    assert offsets.tolist() == [0, 0, keys.size]
+    assert keys.tolist() == list(dict.fromkeys(cell_number(name) for name in expected))
 
 
 def test_known_cells_and_places_that_are_none():
@@ -179,9 +194,3 @@ def test_a_catalogue_without_places_gives_an_empty_channel(kind):
     channel = built_channel(kind, interactions_of([[0]], 2))
     assert answer(channel, in_cities(near(1.0, 1.0), [[0]])).rows.tolist() == []
     channel.update(np.array([0, 1], np.int32))
-
-
-def test_a_place_at_the_pole_is_no_error_in_the_log(caplog):
-    geo._around.cache_clear()
-    assert len(geo._around("zzzzz")) == 6
-    assert not caplog.records

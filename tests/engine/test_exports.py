@@ -86,8 +86,9 @@ def test_what_ships_is_an_entry_point_of_its_modules_name_with_documented_option
     package = {Channel: channels, Filter: filters}[base]
     points = {point.name: point.load() for point in entry_points(group=group)}
     ours = {name: found for name, found in points.items() if found.__module__.startswith(package.__name__)}
-    assert {found.__module__ for found in ours.values()} == {
-        module.__name__ for module in MODULES if module.__name__.startswith(f"{package.__name__}.")
+    # A channel of several modules is a package of its own, whose modules are the channel's affair.
+    assert {".".join(found.__module__.split(".")[:2]) for found in ours.values()} == {
+        f"{package.__name__}.{found.name}" for found in pkgutil.iter_modules(package.__path__)
     }
     for name, found in ours.items():
         assert issubclass(found, base)

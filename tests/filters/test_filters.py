@@ -125,7 +125,7 @@ def test_the_columns_are_read_anew_for_each_batch():
     columns = ItemColumns(2)
     component = built_filter(Availability, columns)
     columns.grow(5000)
-    columns.available[4999] = False
+    columns.put("available", np.array([4999], np.int32), np.zeros(1, np.bool_))
     assert component.keep(random_batch(2, 1, 1), fan_out_of([1, 4999])).tolist() == [True, False]
 
 
@@ -207,8 +207,11 @@ def worlds(draw):
 @settings(deadline=None, max_examples=200)
 def test_the_kernels_do_what_their_plain_twins_do(world, seconds, keep_unknown):
     candidates, columns, now, live = world
-    at = (columns.available, columns.published_at)
-    assert to_be_had(candidates, now, *at).tolist() == to_be_had_reference(candidates, now, *at).tolist()
+    there = to_be_had(candidates, now, columns.visible_from)
+    assert there.tolist() == to_be_had_reference(candidates, now, columns.visible_from).tolist()
+    moment = now[candidates.query_of_candidate()]
+    published = (moment <= 0) | (columns.published_at[candidates.rows] <= moment)
+    assert there.tolist() == (columns.available[candidates.rows] & published).tolist()
     how = (columns.published_at, seconds, keep_unknown)
     assert (
         young_enough(candidates, now, *how).tolist() == young_enough_reference(candidates, now, *how).tolist()

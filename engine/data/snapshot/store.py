@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from engine.core.errors import SnapshotError
+from engine.core.errors import BuildError, SnapshotError
 from engine.data.snapshot import reader
 from engine.data.snapshot.files import TEMPORARY, claim, locked, replace_file, sync, temporary_beside
 from engine.data.snapshot.manifest import (
@@ -88,7 +88,7 @@ class SnapshotStore:
 
         Raises:
             SnapshotError: no such name for a component is allowed.
-            BuildError: from the writer.
+            BuildError: from the writer, or the files cannot be written, as on a full disk.
         """
         home = self._home(component)
         facts = {
@@ -97,10 +97,10 @@ class SnapshotStore:
             "catalogue": catalogue,
             "log_offset": log_offset,
         }
-        home.mkdir(parents=True, exist_ok=True)
         temporary = temporary_beside(home / "version")
         lock: int | None = None
         try:
+            home.mkdir(parents=True, exist_ok=True)
             with self._locked():  # so that `collect` does not see the directory before it is claimed
                 temporary.mkdir()
                 lock = claim(temporary)
@@ -111,6 +111,12 @@ class SnapshotStore:
             sync(home)
             sync(self.root)
             writer.version = version
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            # Array.tofile has no reason: it took less than it was given.
+            reason = error.strerror or "only a part of an array went to the disk"
+            where = error.filename or home
+            raise BuildError(f"{component}: its snapshot cannot be written to {where}: {reason}") from error
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -224,7 +230,8 @@ class SnapshotStore:
         """Make a release of one version per component and put it in service.
 
         Raises:
-            SnapshotError: a snapshot is missing or damaged, or built for another catalogue; nothing changed.
+            SnapshotError: a snapshot is missing or damaged, or built for another catalogue, or the disk is full;
+                nothing changed.
         """
         with self._locked():
             made = datetime.now(UTC)
@@ -234,8 +241,13 @@ class SnapshotStore:
             release = Release.make(created=timestamp(made), snapshots=dict(snapshots))
             self.load_release(release, verify=False)
             self._releases.mkdir(exist_ok=True)
-            replace_file(self._releases / f"{release.name}.json", release.encode())
-            replace_file(self._current, f"{release.name}\n".encode())
+            file = self._releases / f"{release.name}.json"
+            self._replace(file, release.encode())
+            try:
+                self._replace(self._current, f"{release.name}\n".encode())
+            except SnapshotError:
+                file.unlink()
+                raise
         return release
 
     def current(self) -> Release | None:
@@ -294,7 +306,7 @@ class SnapshotStore:
             name: which (a later one is allowed too); None for the one before the current one.
 
         Raises:
-            SnapshotError: there is none, or a file of it is missing or cut off; nothing changed.
+            SnapshotError: there is none, or a file of it is missing or cut off, or the disk is full; nothing changed.
         """
         with self._locked():
             if name is None:
@@ -305,7 +317,7 @@ class SnapshotStore:
                 name = earlier[0]
             release = self.release(name)
             self.load_release(release, verify=False)
-            replace_file(self._current, f"{release.name}\n".encode())
+            self._replace(self._current, f"{release.name}\n".encode())
         return release
 
     # --- tidying -------------------------------------------------------------------------------------------
@@ -388,6 +400,13 @@ class SnapshotStore:
             return self._current.read_bytes()
         except OSError:
             return None
+
+    def _replace(self, path: Path, content: bytes) -> None:
+        """Write a file of releases; SnapshotError where that cannot be done."""
+        try:
+            replace_file(path, content)
+        except OSError as error:
+            raise SnapshotError(f"cannot be written: {error.strerror}", str(path)) from error
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

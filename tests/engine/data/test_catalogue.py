@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -107,11 +109,32 @@ def test_builds_get_plain_arrays(catalogue):
     assert all(isinstance(column, np.ndarray) for column in columns.values())
 
 
+def test_what_is_known_about_users_is_kept(make_folder, through_disk):
+    users = {
+        "user_id": [7, 2],
+        "city": ["Paris", None],
+        "age": [30, None],
+        "tastes": [["a", "b"], None],
+        "when": [date(2024, 1, 1)] * 2,
+    }
+    made = Catalogue.from_dataset(Dataset.open(make_folder(users=users)))
+    assert made.skipped == ("users.when",)
+    columns = Catalogue.load(through_disk(made)).user_columns()
+    known = columns["user_id.keys"].tolist()
+    assert columns["age"][known.index(7)] == 30
+    assert columns["age"][known.index(2)] == MISSING_INT
+    assert columns["city"][known.index(7)] == 0
+    assert columns["city"][known.index(2)] == -1
+    assert columns["city.vocabulary.data"].tobytes() == b"Paris"
+    assert np.diff(columns["tastes.offsets"])[known.index(7)] == 2
+
+
 def test_interactions_alone_are_enough(make_folder, through_disk):
     bare = Catalogue.from_dataset(Dataset.open(make_folder()))
     for catalogue in (bare, Catalogue.load(through_disk(bare))):
         assert (len(catalogue.items), len(catalogue.users), len(catalogue.authors)) == (3, 2, 0)
-        assert catalogue.item_columns() == {}
+        assert set(catalogue.item_columns()) == {"item_id.keys", "author.keys"}
+        assert set(catalogue.user_columns()) == {"user_id.keys"}
         assert catalogue.describe_items(np.array([1], np.int32))[0].id == 30
 
 

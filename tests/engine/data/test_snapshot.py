@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -213,6 +214,30 @@ def test_interrupted_build_leaves_nothing(store: SnapshotStore, error: type[Base
     assert everything(store.root) == []
     assert list((store.root / "swing").iterdir()) == []
     assert writer.version == ""
+
+
+def test_a_full_disk_is_told_and_changes_nothing(store: SnapshotStore) -> None:
+    serving = publish(store)
+    before = everything(store.root)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(
+        signal.SIGXFSZ, signal.SIG_IGN
+    )  # as a full disk does, the limit makes a write an error
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+        with pytest.raises(BuildError, match=r"swing: its snapshot cannot be written to .*swing"):
+            build(store, "swing", large=np.ones(100_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1, limits[1]))
+        with pytest.raises(SnapshotError, match="cannot be written: File too large"):
+            store.publish(serving.snapshots)
+        with pytest.raises(SnapshotError, match="current: cannot be written: File too large"):
+            store.rollback(serving.name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert everything(store.root) == before
+    assert store.current() == serving
+    publish(store, seed=1)
 
 
 def test_build_is_invisible_until_it_ends(store: SnapshotStore) -> None:

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from offline_world import Steps, config_of, dataset_of, random_likes
+from offline_world import Steps, config_of, dataset_of, log_of, random_likes
 
 from engine.config import Config, load_config
 from engine.core.channel import SilentProgress
-from engine.core.errors import BuildError, DatasetError, SnapshotError
+from engine.core.errors import BuildError, ConfigError, DatasetError, SnapshotError
 from engine.data.catalogue import Catalogue
 from engine.data.dataset import Dataset
 from engine.data.events import EventLog
 from engine.data.sample import sample_path
 from engine.data.snapshot import CATALOGUE, SnapshotStore
-from engine.offline.build import Source, build_release, usable_cores, used_channels
+from engine.offline.build import (
+    Source,
+    build_release,
+    code_of,
+    events_read,
+    previous_arrays,
+    usable_cores,
+    used_channels,
+)
 from engine.online.replica import Replica
 from engine.online.request import Request
 from engine.state.history import HISTORY
@@ -295,3 +304,52 @@ def test_a_store_that_cannot_serve_is_healed_by_the_next_build(tmp_path, dataset
     build(store, dataset)
     assert Replica.open(CONFIG, store).release == store.current().name
     assert store.newest_valid()[2] == []
+
+
+# --- what channels that learn get ----------------------------------------------------------------
+
+
+def test_a_channel_in_a_package_is_built_anew_when_any_of_its_modules_changes(tmp_path, monkeypatch):
+    folder = tmp_path / "plugins" / "pair"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("from plugins.pair.channel import Pair\n")
+    (folder / "other.py").write_text("A = 1\n")
+    (folder / "channel.py").write_text(
+        "from engine.core.channel import Channel\n\n\nclass Pair(Channel):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    pair = importlib.import_module("plugins.pair").Pair
+    before = code_of(pair)
+    assert before == code_of(pair)
+    (folder / "other.py").write_text("A = 2\n")
+    assert code_of(pair) != before
+
+
+def test_events_of_the_kinds_that_are_read_are_kept_up_to_the_time_of_the_cut():
+    options = {"training": {"event_weights": {"like": 2.0}}, "rejects": ["reject"]}
+    config = config_of({"popular": {}, "two_tower": options})
+    log = log_of([(0, 1, "click", 5), (0, 2, "like", 6), (1, 0, "reject", 7), (1, 1, "like", 8)], 2, 3)
+    events = events_read(config, ["popular", "two_tower"], log, until=7)
+    assert events.kind_names == ("like", "reject")
+    assert events.items.tolist() == [2, 0]
+    assert events.kinds.tolist() == [0, 1]
+    assert events_read(config, ["popular"], log) is None
+
+
+def test_an_update_starts_from_what_is_in_service(tmp_path, dataset):
+    store = SnapshotStore(tmp_path)
+    assert previous_arrays(store, "popular") is None
+    versions, _ = build(store, dataset, config_of({"popular": {}}))
+    served = store.open("popular", versions["popular"], verify=True).arrays
+    assert set(previous_arrays(store, "popular")) == set(served)
+
+
+def test_an_option_that_does_not_fit_the_data_is_named_by_its_whole_key(tmp_path, dataset):
+    wrong = {
+        "type": "two_tower",
+        "item_features": [{"name": "colour", "kind": "categorical"}],
+        "tie_items": False,
+    }
+    with pytest.raises(ConfigError, match=r"items\.parquet has no column 'colour'; it has none") as caught:
+        build(tmp_path, dataset, config_of({"mine": wrong}))
+    assert caught.value.field == "channels.mine.item_features.0.name"

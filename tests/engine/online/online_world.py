@@ -20,14 +20,17 @@ from engine.client import AsyncRecallClient
 from engine.config import Config, SceneConfig, ServerConfig
 from engine.core.candidates import Candidates, TriggerKind
 from engine.core.channel import Channel
+from engine.core.errors import RecallError
 from engine.core.filter import Filter
 from engine.core.options import Options
 from engine.data.catalogue import Catalogue
 from engine.data.columns import TextColumn
 from engine.data.ids import IdIndex
+from engine.online.batcher import Batcher
 from engine.online.hydrate import Hydrator
 from engine.online.pipeline import Pipeline
 from engine.online.replica import Replica
+from engine.online.request import Request
 from engine.online.server import Server, serve
 from engine.state.history import SnapshotHistory
 from filters.excluded import Excluded
@@ -234,6 +237,38 @@ def make_world(
     }
     replica = Replica("r-1", {"catalogue": "c-1", "history": "h-1"}, catalogue, pipelines)
     return World(config, replica, kind, channels)
+
+
+class Awaited:
+    """A caller of the batcher that waits on an event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.answer: asyncio.Future[bytes] = self._loop.create_future()
+
+    @property
+    def cancelled(self) -> bool:
+        return self.answer.cancelled()
+
+    def deliver(self, outcome: bytes | RecallError) -> None:
+        self._loop.call_soon_threadsafe(self._take, outcome)
+
+    def _take(self, outcome: bytes | RecallError) -> None:
+        if self.answer.done():
+            return
+        if isinstance(outcome, bytes):
+            self.answer.set_result(outcome)
+        else:
+            self.answer.set_exception(outcome)
+
+
+async def submit(
+    batcher: Batcher, scene: str, request: Request, request_id: str, debug: bool = False
+) -> bytes:
+    """The bytes of the response to a request; raises what the batcher says instead."""
+    caller = Awaited()
+    batcher.submit(scene, request, request_id, caller, debug)
+    return await caller.answer
 
 
 @asynccontextmanager

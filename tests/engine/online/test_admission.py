@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 
 import pytest
@@ -82,28 +81,6 @@ def test_who_cannot_be_answered_in_time_is_refused_at_once():
     assert not made.refusal(100.06, 100.0)
     assert not made.refusal(99.0, 100.0)  # it is late already, and is told so
     assert made.pushback_ms() == pytest.approx(50, abs=1)
-
-
-def test_at_the_limit_the_caller_waits_for_the_end_of_a_batch():
-    made = admission()
-    taken = int(made.limit)
-    for _ in range(taken):
-        made.enter()
-    threading.Timer(0.005, made.leave, (BATCH, 0.0, 0.005)).start()
-    assert made.room()
-    assert made.in_flight == taken - BATCH
-
-
-def test_a_compute_that_hangs_is_waited_for_once():
-    made = admission()
-    for _ in range(int(made.limit)):
-        made.enter()
-    assert not made.room()
-    began = time.monotonic()
-    assert not any(made.room() for _ in range(1000))
-    assert time.monotonic() - began < 1  # else it would be 25 s
-    made.leave(1, 0.0, 0.1)
-    assert made.room()
 
 
 def test_busy_is_the_share_of_time_that_was_computed():

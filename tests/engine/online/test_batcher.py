@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from online_world import POISON, Gate, make_world, user_id
+from online_world import POISON, Gate, make_world, submit, user_id
 from recall.v1 import recall_pb2 as pb
 
 from engine.online.batcher import (
@@ -46,7 +46,7 @@ async def hold(batcher, gate) -> asyncio.Task[bytes]:
     """Make the compute thread busy, so that what comes next waits together."""
     gate.open.clear()
     gate.entered.clear()
-    (task,) = await start(batcher.submit("default", Request(), "first"))
+    (task,) = await start(submit(batcher, "default", Request(), "first"))
     assert await asyncio.to_thread(gate.entered.wait, 10)
     return task
 
@@ -60,7 +60,7 @@ async def test_what_waits_together_is_computed_together():
     async with batching(world, max_batch=4) as batcher:
         first = await hold(batcher, gate)
         tasks = await start(
-            *(batcher.submit("default", Request(user_id=u), f"r{u}", True) for u in range(1, 7))
+            *(submit(batcher, "default", Request(user_id=u), f"r{u}", True) for u in range(1, 7))
         )
         gate.open.set()
         answers = [read(answer) for answer in await asyncio.gather(first, *tasks)]
@@ -74,7 +74,7 @@ async def test_a_batch_of_several_scenes_is_computed_scene_by_scene():
     async with batching(world) as batcher:
         first = await hold(batcher, gate)
         scenes = ["default", "other", "default", "other"]
-        tasks = await start(*(batcher.submit(s, Request(), f"{s}{i}", True) for i, s in enumerate(scenes)))
+        tasks = await start(*(submit(batcher, s, Request(), f"{s}{i}", True) for i, s in enumerate(scenes)))
         gate.open.set()
         answers = [read(answer) for answer in await asyncio.gather(*tasks)]
         await first
@@ -87,12 +87,12 @@ async def test_one_beyond_the_queue_is_refused_at_once():
     world, gate = gated_world()
     async with batching(world, max_queue=3) as batcher:
         first = await hold(batcher, gate)
-        tasks = await start(*(batcher.submit("default", Request(), str(i)) for i in range(3)))
+        tasks = await start(*(submit(batcher, "default", Request(), str(i)) for i in range(3)))
         with pytest.raises(QueueFullError, match="3 requests"):
-            await batcher.submit("default", Request(), "too many")
+            await submit(batcher, "default", Request(), "too many")
         gate.open.set()
         assert len(await asyncio.gather(first, *tasks)) == 4
-        assert read(await batcher.submit("default", Request(), "again")).request_id == "again"
+        assert read(await submit(batcher, "default", Request(), "again")).request_id == "again"
 
 
 async def test_a_request_that_is_late_when_its_turn_comes_is_not_computed():
@@ -101,7 +101,7 @@ async def test_a_request_that_is_late_when_its_turn_comes_is_not_computed():
         first = await hold(batcher, gate)
         late = Request(deadline=time.monotonic() + 0.01)
         tasks = await start(
-            batcher.submit("default", late, "late"), batcher.submit("default", Request(), "not")
+            submit(batcher, "default", late, "late"), submit(batcher, "default", Request(), "not")
         )
         await asyncio.sleep(0.02)
         gate.open.set()
@@ -115,7 +115,7 @@ async def test_a_cancelled_request_is_not_computed():
     world, gate = gated_world()
     async with batching(world) as batcher:
         first = await hold(batcher, gate)
-        tasks = await start(*(batcher.submit("default", Request(), str(i)) for i in range(2)))
+        tasks = await start(*(submit(batcher, "default", Request(), str(i)) for i in range(2)))
         tasks[0].cancel()
         await asyncio.sleep(0)
         gate.open.set()
@@ -131,7 +131,7 @@ async def test_one_cancelled_while_it_is_computed_harms_nobody():
         first.cancel()
         await asyncio.sleep(0)
         gate.open.set()
-        assert read(await batcher.submit("default", Request(), "next")).request_id == "next"
+        assert read(await submit(batcher, "default", Request(), "next")).request_id == "next"
 
 
 async def test_a_poisonous_request_fails_alone(caplog):
@@ -140,7 +140,7 @@ async def test_a_poisonous_request_fails_alone(caplog):
     async with batching(world) as batcher:
         first = await hold(batcher, gate)
         users = [1, user_id(POISON), 2]
-        tasks = await start(*(batcher.submit("default", Request(user_id=u), f"r{u}") for u in users))
+        tasks = await start(*(submit(batcher, "default", Request(user_id=u), f"r{u}") for u in users))
         gate.open.set()
         good, bad, too = await asyncio.gather(*tasks, return_exceptions=True)
         await first
@@ -155,15 +155,15 @@ async def test_a_poisonous_request_fails_alone(caplog):
 async def test_an_unknown_scene_fails_and_the_thread_lives(world):
     async with batching(world) as batcher:
         with pytest.raises(ComputeError):
-            await batcher.submit("nowhere", Request(), "x")
-        assert await batcher.submit("default", Request(), "y")
+            await submit(batcher, "nowhere", Request(), "x")
+        assert await submit(batcher, "default", Request(), "y")
 
 
 async def test_another_replica_answers_from_the_next_batch_on(world):
     async with batching(world) as batcher:
-        assert read(await batcher.submit("default", Request(), "x")).release == "r-1"
+        assert read(await submit(batcher, "default", Request(), "x")).release == "r-1"
         batcher.replica = replace(world.replica, release="r-2")
-        assert read(await batcher.submit("default", Request(), "x")).release == "r-2"
+        assert read(await submit(batcher, "default", Request(), "x")).release == "r-2"
 
 
 async def test_a_channel_that_hangs_does_not_hang_the_end(caplog):
@@ -180,11 +180,11 @@ async def test_closing_finishes_what_waits_and_refuses_more():
     world, gate = gated_world()
     async with batching(world, max_batch=2) as batcher:
         first = await hold(batcher, gate)
-        tasks = await start(*(batcher.submit("default", Request(), str(i)) for i in range(5)))
+        tasks = await start(*(submit(batcher, "default", Request(), str(i)) for i in range(5)))
         closing = asyncio.create_task(batcher.close())
         await asyncio.sleep(0.01)
         with pytest.raises(ClosedError):
-            await batcher.submit("default", Request(), "more")
+            await submit(batcher, "default", Request(), "more")
         gate.open.set()
         await closing
         assert len(await asyncio.gather(first, *tasks)) == 6
@@ -197,10 +197,10 @@ async def test_chores_are_done_between_batches_on_the_thread_that_computes():
         await asyncio.wrap_future(batcher.between(lambda: threads.append(threading.current_thread().name)))
         assert threads[1] == "compute"
         chores = [batcher.between(partial(done.append, n)) for n in range(5)]
-        await asyncio.gather(batcher.submit("default", Request(), "r"), *map(asyncio.wrap_future, chores))
+        await asyncio.gather(submit(batcher, "default", Request(), "r"), *map(asyncio.wrap_future, chores))
         assert done == list(range(5))
         with pytest.raises(ZeroDivisionError):
             await asyncio.wrap_future(batcher.between(lambda: 1 // 0))
-        assert await batcher.submit("default", Request(), "r")
+        assert await submit(batcher, "default", Request(), "r")
     assert batcher.between(lambda: done.append(9)).cancelled()
     assert 9 not in done

@@ -8,7 +8,7 @@ import logging
 import grpc
 import numpy as np
 import pytest
-from online_world import ITEMS, Gate, make_world, serving
+from online_world import ITEMS, Gate, make_world, serving, submit
 
 from engine.core.candidates import FilterStatus
 from engine.core.errors import ContractError, StateUnavailableError
@@ -166,11 +166,11 @@ async def test_a_refused_request_is_not_computed_again_and_its_neighbours_are_an
     batcher = Batcher(world.replica, 16, 100)
     try:
         gate.open.clear()
-        calls = [asyncio.create_task(batcher.submit("default", Request(user_id=9), "first"))]
+        calls = [asyncio.create_task(submit(batcher, "default", Request(user_id=9), "first"))]
         while not gate.entered.is_set():
             await asyncio.sleep(0.001)
         calls += [
-            asyncio.create_task(batcher.submit("default", Request(user_id=u), str(u))) for u in (1, 2, 3)
+            asyncio.create_task(submit(batcher, "default", Request(user_id=u), str(u))) for u in (1, 2, 3)
         ]
         await asyncio.sleep(0.01)
         gate.open.set()

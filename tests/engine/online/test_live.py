@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from online_world import submit
 from recall.v1 import ingest_pb2 as pb
 from recall.v1 import recall_pb2
 
@@ -102,7 +103,7 @@ class Asked:
         self.server, self.replica, self.state = server, replica, state
 
     async def response(self) -> Any:
-        answer = await self.server._batcher.submit("default", Request(now=NOW + 10**6), "r")
+        answer = await submit(self.server._batcher, "default", Request(now=NOW + 10**6), "r")
         return recall_pb2.RecallResponse.FromString(answer)
 
     async def items(self) -> list[Any]:
@@ -314,8 +315,8 @@ async def test_leftovers_that_were_recalled_are_counted(built: Any, embedded: Em
         server.state.users.commit(writes, time.time())
 
         async def cached(user: int | None) -> list[int]:
-            answer = await server.server._batcher.submit(
-                "default", Request(user_id=user, now=NOW + 10**6), "r"
+            answer = await submit(
+                server.server._batcher, "default", Request(user_id=user, now=NOW + 10**6), "r"
             )
             response = recall_pb2.RecallResponse.FromString(answer)
             return [

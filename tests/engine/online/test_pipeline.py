@@ -371,11 +371,19 @@ def test_every_channel_reaches_its_quota_where_it_has_enough():
             assert (run.merged.kept[:, q] >= list(quotas.values())).all()
 
 
-def test_channels_are_asked_for_the_limit_and_for_what_filters_may_remove():
+def test_where_the_answer_is_short_channels_are_asked_for_the_limit_and_for_what_filters_may_remove():
     channel = everybody(range(ITEMS))
     world = World({"a": channel, "b": everybody([])}, {"a": 2, "b": 2}, limit=4, likes=[[0, 1, 2], []])
     world.pipeline().run([Request(user_id=1, excluded=ids([5, 6])), Request(user_id=2), Request()])
-    assert channel.asked == [[4 + 3 + 2, 4, 4]]
+    assert channel.asked == [[4, 4, 4], [4 + 3 + 2, 0, 0]]
+
+
+def test_a_channel_that_filters_left_less_than_its_quota_is_asked_for_more_though_the_answer_is_long_enough():
+    first, second = everybody(range(ITEMS)), everybody(range(6, ITEMS))
+    world = World({"a": first, "b": second}, {"a": 2, "b": 2}, limit=4, likes=[[0, 1, 2], []])
+    run = world.pipeline().run([Request(user_id=1), Request(user_id=2)])
+    assert (first.asked, second.asked) == ([[4, 4], [7, 0]], [[4, 4]])
+    assert run.merged.kept[:, 0].tolist() == [2, 2]
 
 
 def test_a_filter_that_asks_for_nothing_more_gets_nothing_more():

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from online_world import submit
 from recall.v1 import ingest_pb2 as pb
 from recall.v1 import recall_pb2
 
@@ -102,7 +103,7 @@ async def serving(store: SnapshotStore, embedded: EmbeddedStore | None = None) -
 
 async def answer(server: Server) -> Any:
     request = Request(now=NOW + 10**6)
-    return recall_pb2.RecallResponse.FromString(await server._batcher.submit("default", request, "r"))
+    return recall_pb2.RecallResponse.FromString(await submit(server._batcher, "default", request, "r"))
 
 
 async def items(server: Server) -> list[int]:

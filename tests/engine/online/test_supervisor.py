@@ -24,9 +24,8 @@ from engine.core.errors import ConfigError
 from engine.data.dataset import write_dataset
 from engine.data.snapshot import SnapshotStore
 from engine.online.supervisor import _Reservation
-from loadtest.reload import two_releases
-from loadtest.servers import free_port
-from loadtest.traffic import Traffic, without_shedding
+from loadtest.servers import free_port, two_releases, without_shedding
+from loadtest.traffic import Traffic
 
 HUNG_SECONDS = 5.0
 PATIENCE = 90.0
@@ -66,12 +65,8 @@ class Running:
         self.log = folder / "log"
         self.metrics_port = free_port()
         config = folder / "two.toml"
-        text = default_config_path().read_text("utf-8")
-        text = re.sub(r"(?m)^workers = .*$", "workers = 2", text)
-        text = re.sub(r"(?m)^reload_seconds = .*$", "reload_seconds = 0.1", text)
-        text = re.sub(r"(?m)^port = .*$", "port = 0", text)
-        text = re.sub(r"(?m)^metrics_port = .*$", f"metrics_port = {self.metrics_port}", text)
-        config.write_text(without_shedding(text))
+        options = {"workers": 2, "reload_seconds": 0.1, "port": 0, "metrics_port": self.metrics_port}
+        config.write_text(without_shedding(*(("server", key, value) for key, value in options.items())))
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", RUN, str(config), str(store.root), str(HUNG_SECONDS)],

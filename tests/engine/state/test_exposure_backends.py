@@ -145,9 +145,8 @@ def test_the_slices_that_are_read_cover_clocks_that_differ():
     backend = BitsBackend(ExposureLayout(PLANNED, 10, 7), DAY, 2)
     number = NOON // DAY
     assert backend.slice_number(NOON) == number
-    assert backend.slice_numbers(NOON) == [number, number - 1, number - 2, number - 3]
-    # A minute before midnight another server may be writing tomorrow's slice.
-    assert backend.slice_numbers((number + 1) * DAY - 60)[0] == number + 1
+    # Tomorrow's too: another server's clock, or this one's before it was set right, may be a day ahead.
+    assert backend.slice_numbers(NOON) == [number + 1, number, number - 1, number - 2]
     backend.record(b"u1", np.array([1], np.int64), NOON)  # the store's script writes; this does nothing
 
 

@@ -1,0 +1,230 @@
+"""The two-tower channel: built by training, served by a tower in NumPy and a vector index.
+
+Sources: Huang et al. 2013 (DSSM) for the two towers; Yi et al. 2019 for training them with in-batch negatives; the
+recommender course (Wang Shusen, vector recall) for how they serve. `engine/models/spec.py` names those of the parts.
+"""
+
+from __future__ import annotations
+
+from threading import Lock
+from typing import Self
+
+import numpy as np
+
+from channels.two_tower.answers import as_batch, nearest_triggers
+from channels.two_tower.bundle import Bundle, encoders_of, keys_of_items, write_bundle
+from channels.two_tower.options import TwoTowerOptions
+from channels.two_tower.start import carried_over
+from engine.core.candidates import CandidateBatch, TriggerKind
+from engine.core.channel import BuildContext, Channel, LoadContext
+from engine.core.errors import BuildError, SnapshotError
+from engine.core.items import ItemColumns
+from engine.core.query import QueryBatch
+from engine.core.types import BoolArray, Float32Array, Int32Array
+from engine.models.encoded import Encoded
+from engine.models.features import (
+    LIVE_COLUMNS,
+    QueryEncoder,
+    item_columns_of,
+    source_of,
+    take_encoded,
+)
+from engine.models.towers import ItemTower, UserTower
+
+NO_TORCH = "training needs PyTorch, which is not installed: pip install 'recall-engine[train]'"
+
+
+class TwoTower(Channel):
+    """Recalls the items whose vectors are nearest to the user's; the trigger is the nearest of their newest items."""
+
+    Config = TwoTowerOptions
+    inline = True
+    trigger_kind = TriggerKind.ITEM
+
+    def __init__(self, config: TwoTowerOptions, context: LoadContext, model: Bundle) -> None:
+        super().__init__(config)
+        spec = model.spec
+        length = spec.sequence.length if spec.sequence.kind != "none" else 0
+        self._model = model
+        self._items = context.items
+        self._columns: ItemColumns = context.columns
+        self._queries = QueryEncoder(model.user_encoder, model.users, spec.items, length)
+        self._tower = UserTower.load(spec, context.arrays)
+        self._item_tower = ItemTower.load(spec, context.arrays)
+        self._new = _NewVectors(context.items, spec.dimension)
+        self._forbidden: BoolArray | None = None
+        # An evaluation asks from several threads; while serving there is one.
+        self._one_at_a_time = Lock()
+        self._notice_taken_down()
+        # What an update runs is loaded now, not while a batch waits for the first item that is published.
+        self._item_tower.vectors(take_encoded(model.items, np.zeros(min(1, context.items), np.int32)))
+
+    @classmethod
+    def event_kinds(cls, config: TwoTowerOptions) -> tuple[str, ...]:
+        """Return the kinds with a weight of their own, and those that say that ranking threw an item out."""
+        return tuple(dict.fromkeys((*config.training.event_weights, *config.rejects)))
+
+    @classmethod
+    def build(cls, config: TwoTowerOptions, context: BuildContext) -> None:
+        """Train the towers, make the item vectors and the index, and write all of it as one bundle.
+
+        Raises:
+            BuildError: nobody likes anything, PyTorch is not installed, or the training fails.
+            ConfigError: a feature is not in the data, or of another type.
+        """
+        liked = context.interactions
+        if liked.entries == 0:
+            raise BuildError("two_tower: no event of the data set says that a user likes an item")
+        previous = None if context.previous is None else Bundle.of(context.previous)
+        spec, user_encoder, item_encoder = encoders_of(config, context, previous)
+        users = user_encoder.encode(context.user_columns, np.arange(liked.users, dtype=np.int32))
+        items = item_encoder.encode(context.item_columns, np.arange(liked.items, dtype=np.int32))
+        start = None
+        if previous is not None and context.previous is not None:
+            encoders = user_encoder, item_encoder
+            start = carried_over(spec, encoders, keys_of_items(context), previous, context.previous)
+        try:
+            from channels.two_tower.examples import training_data
+            from engine.training.trainer import train
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0] != "torch":
+                raise
+            raise BuildError(f"two_tower: {NO_TORCH}") from error
+        # Without a model to go on from there is nothing to update: the first build is a full one, whatever is asked for.
+        mode = context.mode if start is not None else "full"
+        since = None if previous is None or mode != "incremental" else previous.learnt_until
+        data = training_data(config, context, users, items, since)
+        trained = train(
+            spec, config.training, data, context.progress, context.work, start, context.threads, mode
+        )
+        write_bundle(config, context, spec, (user_encoder, item_encoder), (users, items), trained.arrays)
+
+    @classmethod
+    def load(cls, config: TwoTowerOptions, context: LoadContext) -> Self:
+        """Map the bundle.
+
+        Raises:
+            SnapshotError: its parts do not fit together: model and index of different runs, other shapes than the
+                specification's.
+        """
+        model = Bundle.of(context.arrays, config)
+        if model.spec.items != context.items:
+            raise SnapshotError(
+                f"the model is of {model.spec.items:,} items, the catalogue has {context.items:,}", "spec"
+            )
+        return cls(config, context, model)
+
+    def recall_batch(self, batch: QueryBatch, k: Int32Array) -> CandidateBatch:
+        """Encode the batch, compute its vectors, search, and look for the trigger of each candidate."""
+        assert self._model.index is not None
+        if not k.any():
+            return CandidateBatch.empty(len(batch))
+        vectors = self._tower.vectors(self._queries.encode(batch))
+        interests = self._model.spec.vectors_per_user
+        wanted = k if interests == 1 else np.repeat(k, interests)
+        with self._one_at_a_time:
+            rows, scores = self._model.index.search_masked(vectors, wanted, self._forbidden)
+        answer = as_batch(rows, scores, interests, k)
+        nearest_triggers(
+            answer, batch.history, self.config.trigger_items, self._model.vectors, *self._new.arrays
+        )
+        return answer
+
+    def update(self, rows: Int32Array) -> None:
+        """Give what was published or changed a vector of what is known of it, and stop recalling what was taken down.
+
+        An item that is new to the model has no embedding of its own: code 0 stands in, and its features say the rest. One
+        of which no feature is known gets no vector, as all such would have the same.
+        """
+        self._notice_taken_down()
+        rows = rows[self._columns.available[rows]]
+        encoded = self._encoded_live(rows)
+        changed = _something_known(encoded) & (
+            (rows >= self._items) | _differs(encoded, take_encoded(self._model.items, rows))
+        )
+        rows = rows[changed]
+        if rows.size == 0:
+            return
+        vectors = self._item_tower.vectors(take_encoded(encoded, np.flatnonzero(changed).astype(np.int32)))
+        assert self._model.index is not None
+        self._model.index.add(rows, vectors)
+        self._new.put(rows, vectors)
+
+    def _notice_taken_down(self) -> None:
+        available = self._columns.available
+        self._forbidden = None if available.all() else ~available
+
+    def _encoded_live(self, rows: Int32Array) -> Encoded:
+        """Encode items as they are now; what the live columns do not say stays as the build had it."""
+        model = self._model
+        live = model.item_encoder.encode(item_columns_of(self._columns, rows), rows)
+        stored = take_encoded(model.items, rows)
+        code = many = number = 0
+        multi = list(live.multi)
+        for feature in model.spec.item_features:
+            stays = source_of(feature.name) not in LIVE_COLUMNS
+            if feature.coded:
+                if stays:
+                    live.codes[:, code] = stored.codes[:, code]
+                code += 1
+            elif feature.multi:
+                if stays:
+                    multi[many] = stored.multi[many]
+                many += 1
+            else:
+                if stays:
+                    live.numbers[:, number : number + 2] = stored.numbers[:, number : number + 2]
+                number += 2
+        return Encoded(live.codes, tuple(multi), live.numbers)
+
+
+class _NewVectors:
+    """The vectors of items that the build did not know, or knew otherwise, where triggers are looked for.
+
+    Attributes:
+        arrays: (`place` int32[rows], which vector of the other each row has, -1 for that of the build; float32[m, d]).
+    """
+
+    def __init__(self, items: int, dimension: int) -> None:
+        self._items = items
+        self._place = np.empty(0, np.int32)
+        self._vectors = np.empty((0, dimension), np.float32)
+        self._count = 0
+
+    @property
+    def arrays(self) -> tuple[Int32Array, Float32Array]:
+        return self._place, self._vectors
+
+    def put(self, rows: Int32Array, vectors: Float32Array) -> None:
+        """Take the vectors of some rows, each once."""
+        most = max(int(rows.max()) + 1, self._items)
+        if most > self._place.size:
+            place = np.full(max(most, self._place.size * 5 // 4), -1, np.int32)
+            place[: self._place.size] = self._place
+            self._place = place
+        fresh = self._place[rows] < 0
+        self._place[rows[fresh]] = self._count + np.arange(int(fresh.sum()), dtype=np.int32)
+        self._count += int(fresh.sum())
+        if self._count > len(self._vectors):
+            wider = np.empty((max(self._count * 5 // 4, 1024), vectors.shape[1]), np.float32)
+            wider[: len(self._vectors)] = self._vectors
+            self._vectors = wider
+        self._vectors[self._place[rows]] = vectors
+
+
+def _something_known(encoded: Encoded) -> BoolArray:
+    """bool[n]: whether any feature of a row is known."""
+    known: BoolArray = (encoded.codes != 0).any(1) | (encoded.numbers[:, 1::2] == 0).any(1)
+    for many in encoded.multi:
+        known |= np.diff(many.offsets) > 0
+    return known
+
+
+def _differs(one: Encoded, other: Encoded) -> BoolArray:
+    """bool[n]: whether rows of two tables of the same features differ."""
+    differs: BoolArray = (one.codes != other.codes).any(1) | (one.numbers != other.numbers).any(1)
+    for a, b in zip(one.multi, other.multi, strict=True):
+        for r in np.flatnonzero(~differs).tolist():
+            mine, theirs = (m.codes[m.offsets[r] : m.offsets[r + 1]] for m in (a, b))
+            differs[r] = mine.size != theirs.size or bool((mine != theirs).any())
+    return differs

@@ -1,0 +1,1 @@
+"""Training of vector models with PyTorch. Nothing that serves imports it."""
