@@ -43,9 +43,11 @@ from engine.data.catalogue import Catalogue
 from engine.data.live import LiveCatalogue
 from engine.online.state import open_state
 
-IN_FLIGHT = 64
+IN_FLIGHT = 32
+"""Two batches: what the limit on requests in flight never falls below, so that nobody is refused."""
+
 CONNECTIONS = 8
-STEPS = (1, 4, 16, 64, 256)
+STEPS = (1, 4, 16, 32, 64)
 """Requests in flight at which throughput is measured besides."""
 
 OVERLOAD = 3.0

@@ -13,8 +13,11 @@ measured latency rises over the one wanted, the headroom is the root of the limi
 - It is measured once per batch, of the request that waited longest.
 - The limit never falls below two batches: one that is computed, and one that waits for it.
 
-Beyond the limit calls are refused at once, before their requests are read (`engine/online/calls.py`): that costs little
-more than what gRPC's core does for any call.
+Beyond the limit calls are refused before their requests are read (`engine/online/calls.py`), all that came during a batch
+together when it ends: that costs little more than what gRPC's core does for any call.
+
+What the steps of degrading go by is how much of the limit was in use at most during the last batch: when a batch is drained
+the calls that wait at the limit have not been taken in yet.
 """
 
 from __future__ import annotations
@@ -29,6 +32,11 @@ from engine.config import OverloadConfig
 _PACE_SMOOTHING = 0.2
 _BUSY_SECONDS = 0.25
 _LEAST_GRADIENT = 0.5
+
+_REMEMBERED_SECONDS = 1.0
+
+_PATIENCE_SECONDS = 0.025
+"""How long the thread of the calls rests at the limit at most; a batch that takes longer has it look sooner."""
 
 
 class Admission:
@@ -50,18 +58,21 @@ class Admission:
         self._smoothing = rules.smoothing
         self._least = float(2 * max_batch)
         self._most = max(self._least, float(max_queue))
-        self._lock = threading.Lock()
+        self._lock = threading.Condition()
         self.limit = min(2 * self._least, self._most)
         self.in_flight = 0
         self.pace = 0.0
         self.busy = 0.0
         self._ended = time.monotonic()
+        self._most_in_flight = 0
+        self._used = 0.0
         self.on_refused: Callable[[], None] = _nothing
 
     @property
     def load(self) -> float:
-        """How much of what can be done is asked for, from 0: what the steps of degrading go by."""
-        return max(self.in_flight / self.limit, self.busy)
+        """The share of the limit that is in use, or was at most during the last batch, which is forgotten after a second."""
+        recent = time.monotonic() - self._ended < _REMEMBERED_SECONDS
+        return max(self.in_flight / self.limit, self._used if recent else 0.0)
 
     def refusal(self, deadline: float, now: float) -> str:
         """Say why a request cannot be taken in; "" where it can.
@@ -79,6 +90,17 @@ class Admission:
             self.on_refused()
         return text
 
+    def rest(self) -> None:
+        """At the limit wait until a batch ends: whoever calls meanwhile is refused together with others, which costs less."""
+        if self.in_flight >= self.limit:
+            with self._lock:
+                self._lock.wait_for(lambda: self.in_flight < self.limit, _PATIENCE_SECONDS)
+
+    @property
+    def full(self) -> bool:
+        """Whether the next call would be refused."""
+        return self.in_flight >= self.limit
+
     def pushback_ms(self) -> int:
         """Return after how many milliseconds what is in flight now should be done."""
         return math.ceil(self.in_flight * self.pace * 1000)
@@ -87,6 +109,7 @@ class Admission:
         """Count one more."""
         with self._lock:
             self.in_flight += 1
+            self._most_in_flight = max(self._most_in_flight, self.in_flight)
 
     def leave(self, requests: int, wait: float, compute: float) -> None:
         """Take note of a batch.
@@ -97,6 +120,7 @@ class Admission:
             compute: how long the batch took, seconds.
         """
         with self._lock:
+            self._used = self._most_in_flight / self.limit
             if self.in_flight >= self.limit / 2:
                 self._adapt(wait)
             ended = time.monotonic()
@@ -106,6 +130,8 @@ class Admission:
             pace = compute / requests
             self.pace += _PACE_SMOOTHING * (pace - self.pace)
             self.in_flight -= requests
+            self._most_in_flight = self.in_flight
+            self._lock.notify()
 
     def _adapt(self, wait: float) -> None:
         gradient = min(1.0, max(_LEAST_GRADIENT, self._target / max(wait, 1e-9)))

@@ -23,6 +23,7 @@ import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the stubs do not know it
 
 from engine.core.errors import RecallError
+from engine.online.admission import Admission
 
 log = logging.getLogger(__name__)
 
@@ -131,18 +132,26 @@ def _sent(event: Any) -> None:
 class Calls:
     """Takes the calls of one method of a server."""
 
-    def __init__(self, server: grpc.aio.Server, method: str, handle: Callable[[Call], None]) -> None:
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        method: str,
+        handle: Callable[[Call], None],
+        admission: Admission | None = None,
+    ) -> None:
         """Register the method; the server must not have been started.
 
         Args:
             server: what listens.
             method: as "/package.Service/Method".
             handle: given each call, on the thread of the calls; it must not block.
+            admission: says when the thread may rest; None: never.
 
         Raises:
             RecallError: this grpcio has no such interface.
         """
         self._handle = handle
+        self._admission = admission
         self._method = method
         self._queue = cygrpc.CompletionQueue()
         self._core = _core_of(server)
@@ -168,7 +177,7 @@ class Calls:
 
     def _work(self) -> None:
         while True:
-            event = self._queue.poll()
+            event = self._next()
             if event.completion_type == cygrpc.CompletionType.queue_shutdown:
                 return
             try:
@@ -176,6 +185,17 @@ class Calls:
             except Exception:  # the thread must outlive whatever a call does
                 log.exception("a call failed")
             event = None  # it holds the call, and with it the connection
+
+    def _next(self) -> Any:
+        # Every event that comes while a batch is computed costs a change of threads, and the interpreter lock. At the
+        # limit there is nothing to do but to refuse: that can wait until the batch ends, and is done for all at once.
+        admission = self._admission
+        while admission is not None and admission.full:
+            event = self._queue.poll(deadline=0)
+            if event.completion_type != cygrpc.CompletionType.queue_timeout:
+                return event
+            admission.rest()
+        return self._queue.poll()
 
     def _came(self, event: Any) -> None:
         if not event.success:  # the server ends

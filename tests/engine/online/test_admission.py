@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 import time
 
 import pytest
@@ -91,4 +92,31 @@ def test_busy_is_the_share_of_time_that_was_computed():
     made.leave(1, 0.0, 5.0)
     assert made.busy == pytest.approx(0.5, abs=0.01)
     assert made._ended > began
-    assert made.load == made.busy
+
+
+def test_the_load_is_the_most_of_the_limit_that_was_in_use_during_the_last_batch_and_is_forgotten():
+    made = admission()
+    made.limit = 40.0
+    assert made.load == 0.0
+    for _ in range(20):
+        made.enter()
+    made.leave(15, 0.0, 0.01)
+    assert made.load == 0.5
+    made.leave(5, 0.0, 0.01)
+    assert made.load == pytest.approx(5 / made.limit)
+    made._ended -= 2.0
+    assert made.load == 0.0
+
+
+def test_at_the_limit_the_thread_of_the_calls_rests_until_a_batch_ends_or_for_a_moment():
+    made = admission()
+    made.rest()  # there is room
+    for _ in range(int(made.limit)):
+        made.enter()
+    assert made.full
+    made.rest()
+    assert made.full  # nothing ended; it looks again all the same
+    threading.Timer(0.001, lambda: made.leave(4, 0.0, 0.01)).start()
+    while made.full:
+        made.rest()
+    assert not made.full
