@@ -12,9 +12,8 @@ ONCE ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# On Linux a plain `torch` is a CUDA build of gigabytes.
+# On Linux a plain `torch` is a CUDA build of gigabytes; this one is only there where the index of pip has it.
 TORCH ?= $(if $(filter Darwin,$(shell uname -s)),torch>=2.4,torch==2.13.0+cpu)
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PROTOS := $(wildcard protos/recall/v1/*.proto)
 
 # A stamp per kind of install, older than pyproject.toml when that has changed. The development install holds all that
@@ -59,16 +58,14 @@ proto: $(DEV_STAMP)
 
 $(RUN_STAMP): pyproject.toml | $(BIN)/python
 	@echo "Installing into $(VENV); the first time this takes about half a minute."
-	@$(PIP) install --quiet --no-compile --editable '.[hnsw]' 2>$(VENV)/hnswlib.log || { \
-	  $(PIP) install --quiet --no-compile --editable . && $(SAY_NO_HNSWLIB); }
+	@$(PIP) install --quiet --no-compile --editable .
 	@touch $@
 
 $(DEV_STAMP): pyproject.toml | $(BIN)/python
 	@echo "Installing the development tools into $(VENV)."
 	@$(PIP) install --quiet --editable '.[dev,hnsw]' 2>$(VENV)/hnswlib.log || { \
 	  $(PIP) install --quiet --editable '.[dev]' && $(SAY_NO_HNSWLIB); }
-	@{ $(PIP) install --quiet '$(TORCH)' || $(PIP) install --quiet --index-url $(TORCH_INDEX) '$(TORCH)'; } \
-	  2>$(VENV)/torch.log && $(PIP) install --quiet --editable '.[train]' || $(SAY_NO_TORCH)
+	@$(PIP) install --quiet '$(TORCH)' 2>$(VENV)/torch.log && $(PIP) install --quiet --editable '.[train]' || $(SAY_NO_TORCH)
 	@touch $(RUN_STAMP) $@
 
 # A candidate is tried, not only looked up: it may be a shim for a version that is not there, or lack venv.

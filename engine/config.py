@@ -16,7 +16,7 @@ from engine.core.exposure import LARGEST_LINK
 from engine.core.filter import Filter
 from engine.core.merge import MergeMode
 from engine.core.options import Options, build_parameters
-from engine.plugins import channel_class, filter_class
+from engine.plugins import CHANNELS, channel_class, filter_class, plugin_names
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 
@@ -367,18 +367,25 @@ class Config(Options):
         return loaded, options if options is not None else loaded.Config()
 
     def with_channel_options(self, changes: dict[str, dict[str, Any]], field: str = "params") -> Config:
-        """Return a copy with some channels' options replaced; ConfigError names what does not fit."""
-        channels = dict(self.channels)
+        """Return a copy with some channels' options replaced; ConfigError names what does not fit.
+
+        A channel that is installed and not declared is declared by its options, in no scene.
+        """
+        channels, types = dict(self.channels), dict(self.channel_types)
         for name, values in changes.items():
             if name not in channels:
-                raise ConfigError(
-                    f"no channel is called {name!r}; known: {', '.join(channels)}", f"{field}.{name}"
-                )
-            merged = {**channels[name].model_dump(exclude_unset=True), **values}
-            channels[name] = _typed(type(channels[name]), merged, f"{field}.{name}")
+                if name not in plugin_names(CHANNELS):
+                    raise ConfigError(
+                        f"no channel is called {name!r}; known: {', '.join(channels)}", f"{field}.{name}"
+                    )
+                types[name] = name
+            merged = (
+                {**channels[name].model_dump(exclude_unset=True), **values} if name in channels else values
+            )
+            channels[name] = _typed(channel_class(types[name]).Config, merged, f"{field}.{name}")
         for name, lender in self.channel_snapshots.items():
             channels[name] = _with_lent(channels[name], channels[lender], lender, f"{field}.{name}")
-        return self.model_copy(update={"channels": channels})
+        return self.model_copy(update={"channels": channels, "channel_types": types})
 
 
 RESERVED = ("catalogue", "history", "releases", "current", "state")

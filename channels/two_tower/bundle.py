@@ -2,7 +2,8 @@
 
 `engine/models/spec.py` names the parameters. Besides them: `spec` uint8, the `ModelSpec` as JSON; `run` uint8, which the
 index has in its header too; `learnt_until` int64[1]; `item_keys` int64[items]; `features.<side>.*`, what the encoders
-learnt; `encoded.<side>.*`, all rows of the catalogue encoded; `item_vectors` float32[items, d]; `index.*`.
+learnt; `encoded.<side>.*`, all rows of the catalogue encoded; `item_vectors` float32[items, d]; `index.*`. Where the user
+tower has a prompt per cluster, there are `clusters` int32[items], and per cluster k `cluster.<k>.vectors`, `index.<k>.*`.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from typing import Any, Self
 import numpy as np
 
 from channels.two_tower.options import TwoTowerOptions
-from engine.ann import VectorIndex, build_index, load_index
+from engine.ann import IndexKind, VectorIndex, build_index, load_index
 from engine.core.channel import BuildContext
 from engine.core.errors import SnapshotError
-from engine.core.types import AnyArray, Float32Array, Int64Array
+from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
 from engine.models.encoded import Encoded
 from engine.models.features import Encoder, load_encoded, save_encoded
-from engine.models.spec import ModelSpec
+from engine.models.spec import ModelSpec, Towers
+
+EXACT_BELOW = 4096
+"""In a cluster of fewer items every vector is compared, whatever the kind of index."""
 
 
 class Bundle:
@@ -68,16 +72,22 @@ class Bundle:
         """
         bundle = cls(arrays)
         if config is not None:
-            prefix = "index."
-            own = {
-                name.removeprefix(prefix): each for name, each in arrays.items() if name.startswith(prefix)
-            }
-            bundle.index = load_index(own, bundle.vectors, config.index_options, bundle.run)
+            bundle.load_indexes(arrays, config)
         return bundle
+
+    def load_indexes(self, arrays: Mapping[str, AnyArray], config: TwoTowerOptions) -> None:
+        """Read the index; SnapshotError as `TwoTower.load`."""
+        self.index = self._index(arrays, "index.", self.vectors, config)
+
+    def _index(
+        self, arrays: Mapping[str, AnyArray], prefix: str, vectors: Float32Array, config: TwoTowerOptions
+    ) -> VectorIndex:
+        own = {name.removeprefix(prefix): each for name, each in arrays.items() if name.startswith(prefix)}
+        return load_index(own, vectors, config.index_options, self.run)
 
 
 def encoders_of(
-    config: TwoTowerOptions, context: BuildContext, previous: Bundle | None
+    config: TwoTowerOptions, context: BuildContext, previous: Bundle | None, prompts: int = 0
 ) -> tuple[ModelSpec, Encoder, Encoder]:
     """Return the specification with every size in it, and the encoders of both sides."""
     liked = context.interactions
@@ -97,11 +107,9 @@ def encoders_of(
         "item_features",
         None if previous is None else previous.item_encoder,
     )
-    towers: dict[str, Any] = {
-        name: getattr(config, name) for name in ModelSpec.model_fields if name != "items"
-    }
-    towers |= {"user_features": user.features, "item_features": item.features, "items": liked.items}
-    return ModelSpec(**towers), user, item
+    towers: dict[str, Any] = {name: getattr(config, name) for name in Towers.model_fields}
+    towers |= {"user_features": user.features, "item_features": item.features}
+    return ModelSpec(**towers, items=liked.items, prompts=prompts), user, item
 
 
 def keys_of_items(context: BuildContext) -> Int64Array:
@@ -118,8 +126,9 @@ def write_bundle(
     encoders: tuple[Encoder, Encoder],
     encoded: tuple[Encoded, Encoded],
     arrays: Mapping[str, AnyArray],
+    clusters: Int32Array | None = None,
 ) -> None:
-    """Build the index and write everything to `context.sink`.
+    """Build the index, or one per cluster, and write everything to `context.sink`.
 
     Args:
         config, context: of the build.
@@ -127,13 +136,13 @@ def write_bundle(
         encoders: of users and items.
         encoded: all users and all items.
         arrays: `user.*`, `item.*` and `item_vectors`.
+        clusters: int32[items], where the user tower has a prompt per cluster.
 
     Raises:
         BuildError: a vector is not finite.
     """
     run = _run_of(arrays)
     vectors = np.ascontiguousarray(arrays["item_vectors"])
-    index = build_index(config.index, vectors, config.index_options, context.threads, context.progress, run)
     sink = context.sink
     sink.write("spec", np.frombuffer(spec.model_dump_json().encode(), np.uint8))
     sink.write("run", np.frombuffer(run.encode(), np.uint8))
@@ -144,8 +153,29 @@ def write_bundle(
         save_encoded(sink, f"encoded.{encoder.side}", table)
     for name, array in arrays.items():
         sink.write(name, array)
-    for name, array in index.arrays().items():
-        sink.write(f"index.{name}", array)
+    if clusters is None:
+        _write_index(config, context, run, "index", config.index, vectors)
+        return
+    sink.write("clusters", clusters)
+    for cluster in range(spec.prompts):
+        # Its vectors are stored once more, together, so that they are mapped and not copied by whoever serves.
+        part = vectors[clusters == cluster]
+        sink.write(f"cluster.{cluster}.vectors", part)
+        kind = config.index if len(part) >= EXACT_BELOW else "exact"
+        _write_index(config, context, run, f"index.{cluster}", kind, part)
+
+
+def _write_index(
+    config: TwoTowerOptions,
+    context: BuildContext,
+    run: str,
+    name: str,
+    kind: IndexKind,
+    vectors: Float32Array,
+) -> None:
+    index = build_index(kind, vectors, config.index_options, context.threads, context.progress, run)
+    for part, array in index.arrays().items():
+        context.sink.write(f"{name}.{part}", array)
 
 
 def _run_of(arrays: Mapping[str, AnyArray]) -> str:

@@ -7,17 +7,17 @@ recommender course (Wang Shusen, vector recall) for how they serve. `engine/mode
 from __future__ import annotations
 
 from threading import Lock
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from channels.two_tower.answers import as_batch, nearest_triggers
-from channels.two_tower.bundle import Bundle, encoders_of, keys_of_items, write_bundle
+from channels.two_tower.build import build_bundle
+from channels.two_tower.bundle import Bundle
 from channels.two_tower.options import TwoTowerOptions
-from channels.two_tower.start import carried_over
 from engine.core.candidates import CandidateBatch, TriggerKind
 from engine.core.channel import BuildContext, Channel, LoadContext
-from engine.core.errors import BuildError, SnapshotError
+from engine.core.errors import SnapshotError
 from engine.core.items import ItemColumns
 from engine.core.query import QueryBatch
 from engine.core.types import BoolArray, Float32Array, Int32Array
@@ -31,8 +31,6 @@ from engine.models.features import (
 )
 from engine.models.towers import ItemTower, UserTower
 
-NO_TORCH = "training needs PyTorch, which is not installed: pip install 'recall-engine[train]'"
-
 
 class TwoTower(Channel):
     """Recalls the items whose vectors are nearest to the user's; the trigger is the nearest of their newest items."""
@@ -40,6 +38,8 @@ class TwoTower(Channel):
     Config = TwoTowerOptions
     inline = True
     trigger_kind = TriggerKind.ITEM
+    bundle: ClassVar[type[Bundle]] = Bundle
+    """What its snapshot is read as."""
 
     def __init__(self, config: TwoTowerOptions, context: LoadContext, model: Bundle) -> None:
         super().__init__(config)
@@ -72,32 +72,7 @@ class TwoTower(Channel):
             BuildError: nobody likes anything, PyTorch is not installed, or the training fails.
             ConfigError: a feature is not in the data, or of another type.
         """
-        liked = context.interactions
-        if liked.entries == 0:
-            raise BuildError("two_tower: no event of the data set says that a user likes an item")
-        previous = None if context.previous is None else Bundle.of(context.previous)
-        spec, user_encoder, item_encoder = encoders_of(config, context, previous)
-        users = user_encoder.encode(context.user_columns, np.arange(liked.users, dtype=np.int32))
-        items = item_encoder.encode(context.item_columns, np.arange(liked.items, dtype=np.int32))
-        start = None
-        if previous is not None and context.previous is not None:
-            encoders = user_encoder, item_encoder
-            start = carried_over(spec, encoders, keys_of_items(context), previous, context.previous)
-        try:
-            from channels.two_tower.examples import training_data
-            from engine.training.trainer import train
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] != "torch":
-                raise
-            raise BuildError(f"two_tower: {NO_TORCH}") from error
-        # Without a model to go on from there is nothing to update: the first build is a full one, whatever is asked for.
-        mode = context.mode if start is not None else "full"
-        since = None if previous is None or mode != "incremental" else previous.learnt_until
-        data = training_data(config, context, users, items, since)
-        trained = train(
-            spec, config.training, data, context.progress, context.work, start, context.threads, mode
-        )
-        write_bundle(config, context, spec, (user_encoder, item_encoder), (users, items), trained.arrays)
+        build_bundle("two_tower", config, context)
 
     @classmethod
     def load(cls, config: TwoTowerOptions, context: LoadContext) -> Self:
@@ -107,7 +82,7 @@ class TwoTower(Channel):
             SnapshotError: its parts do not fit together: model and index of different runs, other shapes than the
                 specification's.
         """
-        model = Bundle.of(context.arrays, config)
+        model = cls.bundle.of(context.arrays, config)
         if model.spec.items != context.items:
             raise SnapshotError(
                 f"the model is of {model.spec.items:,} items, the catalogue has {context.items:,}", "spec"
@@ -146,9 +121,12 @@ class TwoTower(Channel):
         if rows.size == 0:
             return
         vectors = self._item_tower.vectors(take_encoded(encoded, np.flatnonzero(changed).astype(np.int32)))
+        self._make_searchable(rows, vectors)
+        self._new.put(rows, vectors)
+
+    def _make_searchable(self, rows: Int32Array, vectors: Float32Array) -> None:
         assert self._model.index is not None
         self._model.index.add(rows, vectors)
-        self._new.put(rows, vectors)
 
     def _notice_taken_down(self) -> None:
         available = self._columns.available

@@ -14,19 +14,23 @@ from engine.training.data import TrainingData
 
 
 def training_data(
+    channel: str,
     config: TwoTowerOptions,
     context: BuildContext,
     users: Encoded,
     items: Encoded,
     since: int | None,
+    clusters: Int32Array | None = None,
 ) -> TrainingData:
     """Return what a training is given.
 
     Args:
+        channel: its name, for errors.
         config: options.
         context: of the build.
         users, items: all rows, encoded.
         since: only likes after this time are learnt, the others are history; None: all are.
+        clusters: int32[items]; None: those of the column that the options name.
 
     Raises:
         BuildError: nothing came after `since`, or events are needed and not to be had.
@@ -36,13 +40,13 @@ def training_data(
     weighted, rejected = bool(config.training.event_weights), bool(config.rejects)
     if (weighted or rejected) and context.events is None:
         raise BuildError(
-            "two_tower: training.event_weights and rejects need the events of the log, which `recall tune` does not give"
+            f"{channel}: training.event_weights and rejects need the events of the log, which `recall tune` does not give"
         )
     examples: BoolArray | None = None
     if since is not None:
         examples = liked.timestamps > since
         if not examples.any():
-            raise BuildError("two_tower: nobody liked anything since the last model was trained")
+            raise BuildError(f"{channel}: nobody liked anything since the last model was trained")
     return TrainingData(
         interactions=liked,
         users=users,
@@ -50,7 +54,7 @@ def training_data(
         weights=event_weights(liked, context.events, config.training.event_weights)
         if weighted and context.events is not None
         else None,
-        clusters=_clusters(config, context) if config.cluster else None,
+        clusters=column_clusters(config, context) if config.cluster and clusters is None else clusters,
         rejects=reject_matrix(liked, context.events, config.rejects)
         if rejected and context.events is not None
         else None,
@@ -104,8 +108,8 @@ def _pairs(liked: Interactions) -> Int64Array:
     return owner * liked.items + liked.rows
 
 
-def _clusters(config: TwoTowerOptions, context: BuildContext) -> Int32Array:
-    """int32[items]: the code of each item's string, 0 where it has none."""
+def column_clusters(config: TwoTowerOptions, context: BuildContext) -> Int32Array:
+    """int32[items]: the code of each item's string in the column `cluster`, 0 where it has none."""
     if (
         f"{config.cluster}.vocabulary.offsets" not in context.item_columns
         or config.cluster not in context.item_columns

@@ -11,11 +11,12 @@ from engine.models.features import Encoder, moved_codes
 from engine.models.spec import Feature, ModelSpec, Side
 
 OTHER_TOWERS = (
-    "two_tower: the last model has other towers ({what}), so it cannot be trained on; build with mode full"
+    "{channel}: the last model has other towers ({what}), so it cannot be trained on; build with mode full"
 )
 
 
 def carried_over(
+    channel: str,
     spec: ModelSpec,
     encoders: tuple[Encoder, Encoder],
     item_keys: Int64Array,
@@ -28,6 +29,7 @@ def carried_over(
     is new begins as code 0, missing.
 
     Args:
+        channel: its name, for errors.
         spec: of the new model.
         encoders: of its users and items.
         item_keys: int64[items], the key of each item's id.
@@ -40,7 +42,7 @@ def carried_over(
     new, old = (_without_sizes(each) for each in (spec, previous.spec))
     if new != old:
         what = next(name for name in ModelSpec.model_fields if getattr(new, name) != getattr(old, name))
-        raise BuildError(OTHER_TOWERS.format(what=what))
+        raise BuildError(OTHER_TOWERS.format(channel=channel, what=what))
     start = {name: array for name, array in arrays.items() if name.startswith(("user.", "item."))}
     sides: tuple[tuple[Side, Encoder, Encoder], ...] = (
         ("user", encoders[0], previous.user_encoder),
@@ -52,7 +54,7 @@ def carried_over(
                 continue
             moved = mine.moved(at, theirs, at)
             if moved is None:
-                raise BuildError(OTHER_TOWERS.format(what=f"{side}_features.{at}"))
+                raise BuildError(OTHER_TOWERS.format(channel=channel, what=f"{side}_features.{at}"))
             name = f"{side}.embeddings.{at}.weight"
             start[name] = start[name][moved]
     own = "user.sequence.items.weight"

@@ -13,6 +13,7 @@ from engine.cli.build import channel_names
 from engine.cli.common import ConfigOption
 from engine.cli.measuring import (
     CacheOption,
+    DataArgument,
     JsonOption,
     ParamsOption,
     ThreadsOption,
@@ -133,8 +134,8 @@ def bench_serve(
     ] = None,
     seconds: Annotated[float, typer.Option(min=0.1, max=600, help="Of each measurement.")] = 10.0,
     rounds: Annotated[int, typer.Option(min=1, max=100, help="How often; they take turns.")] = 5,
-    in_flight: Annotated[int, typer.Option(min=1, max=1024, help="Unanswered requests at saturation.")] = 64,
-    steps: Annotated[str, typer.Option(help="Other numbers of them.")] = "1,4,16,64,256",
+    in_flight: Annotated[int, typer.Option(min=1, max=1024, help="Unanswered requests at saturation.")] = 32,
+    steps: Annotated[str, typer.Option(help="Other numbers of them.")] = "1,4,16,32,64",
     baseline: Annotated[
         bool,
         typer.Option(
@@ -506,6 +507,48 @@ def bench_ann(
         f"{report['queries']:,} queries for {report['k']:,}; bytes are without the vectors; "
         f"built with {console.counted(report['threads'], 'thread')}"
     )
+    console.output().print(words, style="dim", markup=False, soft_wrap=True)
+    _show_where(report)
+
+
+@app.command("sasrec")
+def bench_sasrec(
+    directory: DataArgument,
+    epochs: Annotated[int, typer.Option(min=1, max=1000, help="Passes over the log.")] = 5,
+    rectools_python: Annotated[
+        str | None, typer.Option(metavar="FILE", help="An interpreter that has rectools[torch].")
+    ] = None,
+    width: Annotated[int, typer.Option(min=1, max=4096, help="Of vectors and layers.")] = 64,
+    blocks: Annotated[int, typer.Option(min=1, max=64, help="Blocks of attention.")] = 2,
+    heads: Annotated[int, typer.Option(min=1, max=64, help="Heads of each.")] = 2,
+    length: Annotated[int, typer.Option(min=1, max=4096, help="Newest items that are read.")] = 200,
+    dropout: Annotated[float, typer.Option(min=0, max=0.9, help="Inside the layers.")] = 0.2,
+    batch: Annotated[int, typer.Option(min=1, max=LARGEST, help="Users per step.")] = 128,
+    rate: Annotated[float, typer.Option(min=0, max=1, help="Step size.")] = 0.001,
+    seed: Annotated[int, typer.Option(min=0, help="Of both trainings.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Of each training.")] = 1,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train SASRec on all but each user's newest item, beside RecTools' SASRecModel, and look for that item."""
+    from engine.bench.sasrec import Settings, bench_sasrec
+
+    settings = Settings(width, blocks, heads, length, dropout, batch, rate, epochs, seed)
+    with console.BuildProgress() as progress:
+        report = bench_sasrec(
+            configured(config, None), directory, settings, rectools_python, threads, progress
+        )
+    if as_json:
+        print_json(report)
+        return
+    names = [("HR@10", "hr", ".4f"), ("NDCG@10", "ndcg", ".4f"), ("CPU s", "cpu_s", ",.1f")]
+    names += [("CPU s an epoch", "cpu_s_per_epoch", ",.2f"), ("wall s", "wall_s", ",.1f")]
+    rows = console.table("", *((title, "right") for title, _, _ in names))
+    for who in ("recall_engine", "rectools"):
+        if who in report:
+            rows.add_row(who, *(f"{report[who][key]:{form}}" for _, key, form in names))
+    console.output().print(rows)
+    words = ", ".join(f"{name} {value:g}" for name, value in report["settings"].items())
     console.output().print(words, style="dim", markup=False, soft_wrap=True)
     _show_where(report)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -59,6 +59,10 @@ def evaluate(
     part: Annotated[
         str, typer.Option(metavar="test|validation", help="`validation` to choose by, `test` to report.")
     ] = "test",
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Train with each of these seeds, as 1,2,3, and report means and deviations."),
+    ] = None,
     params: ParamsOption = None,
     config: ConfigOption = None,
     threads: ThreadsOption = None,
@@ -72,7 +76,7 @@ def evaluate(
     from engine.bench.report import circumstances
     from engine.data.dataset import Dataset
     from engine.offline.cache import cached_store, remember
-    from engine.offline.evaluate import evaluate
+    from engine.offline.evaluate import averaged, deviations, evaluate, with_seed
 
     loaded = configured(config, params)
     base = scene_named(loaded, scene)
@@ -81,19 +85,36 @@ def evaluate(
     loaded = loaded.model_copy(update={"scenes": {**loaded.scenes, scene: asked}})
     cuts = counts(at, "--at")
     chosen = part_of(part)
+    drawn = [] if seeds is None else counts(seeds, "--seeds")
+    if len(drawn) == 1:
+        raise ConfigError("expected two seeds or more: one has no spread", "--seeds")
+    variants = [with_seed(loaded, names, seed) for seed in drawn] or [loaded]
     with console.BuildProgress() as progress:
         progress.start("checking", 1)
         dataset = Dataset.open(directory)
         progress.advance()
         way = protocol_of(dataset, protocol)
         store = cached_store(cache or console.cache_folder() / "evaluations", dataset.fingerprint())
-        report = evaluate(loaded, dataset, way, names, cuts, store, progress, scene, chosen, threads)
-    remember(store, report.snapshots)
+        reports = [
+            evaluate(each, dataset, way, names, cuts, store, progress, scene, chosen, threads)
+            for each in variants
+        ]
+    for one in reports:
+        remember(store, one.snapshots)
+    report, spread = averaged(reports), deviations(reports) if drawn else {}
     if as_json:
-        setting = {"part": chosen, "at": cuts, "merge": asked.merge.name.lower()}
+        setting: dict[str, Any] = {"part": chosen, "at": cuts, "merge": asked.merge.name.lower()}
+        if drawn:
+            runs = [
+                {"seed": seed, "channels": one.channels} for seed, one in zip(drawn, reports, strict=True)
+            ]
+            setting |= {"seeds": drawn, "deviation": spread, "runs": runs}
         print_json(report.to_json() | setting | circumstances())
     else:
-        show_report(report, cuts)
+        show_report(report, cuts, spread)
+        if drawn:
+            words = f"means of seeds {', '.join(map(str, drawn))}, ± standard deviation"
+            console.output().print(words, style="dim")
 
 
 def merge_settings(
@@ -134,15 +155,18 @@ def part_of(text: str) -> Part:
     raise ConfigError(f"expected {' or '.join(PARTS)}, got {text!r}", "--part")
 
 
-def show_report(report: Report, cuts: Sequence[int]) -> None:
-    """Print a table per K, what the channels have in common, and what users without history get."""
+def show_report(report: Report, cuts: Sequence[int], spread: Mapping[str, Any]) -> None:
+    """Print a table per K, what the channels have in common, and what users without history get.
+
+    `spread` has the deviations between seeds; empty where there was one run.
+    """
     out = console.output()
     tested = console.counted(report.users, "user")
     out.print(f"{report.protocol}: {report.statement}.")
     out.print(f"{tested} tested, {console.counted(report.items, 'item')} in the catalogue.")
     for k in cuts:
         out.print()
-        out.print(_metrics_table(report, k))
+        out.print(_metrics_table(report, k, spread))
     if len(report.channels) > 1:
         out.print()
         out.print(_overlap_table(report))
@@ -153,17 +177,22 @@ def show_report(report: Report, cuts: Sequence[int]) -> None:
         out.print("  " + ", ".join(f"recall@{k} {report.cold[f'recall@{k}']:.4f}" for k in cuts))
 
 
-def _metrics_table(report: Report, k: int) -> Any:
+def _metrics_table(report: Report, k: int, spread: Mapping[str, Any]) -> Any:
     names = [*_METRICS, *(["recall lost"] if report.without else [])]
     rows = console.table("", *((name, "right") for name in names), title=f"The first {k}")
 
-    def add(label: str, metrics: Metrics, *lost: str) -> None:
-        rows.add_row(label, *(f"{metrics[f'{name}@{k}']:.4f}" for name in _METRICS), *lost)
+    def add(label: str, metrics: Metrics, *lost: str, apart: Metrics | None = None) -> None:
+        cells = [f"{metrics[f'{name}@{k}']:.4f}" for name in _METRICS]
+        if apart is not None:
+            cells = [
+                f"{cell} ±{apart[f'{name}@{k}']:.4f}" for name, cell in zip(_METRICS, cells, strict=True)
+            ]
+        rows.add_row(label, *cells, *lost)
 
     for name, metrics in report.channels.items():
-        add(name, metrics)
+        add(name, metrics, apart=spread["channels"][name] if spread else None)
     if report.merged is not None:
-        add("merged", report.merged)
+        add("merged", report.merged, apart=spread["merged"] if spread else None)
         whole = report.merged[f"recall@{k}"]
         for name, metrics in report.without.items():
             left = metrics[f"recall@{k}"]

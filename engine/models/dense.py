@@ -126,6 +126,13 @@ def layer_norm(x, weight, bias, out):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
+def softmax_rows(x):  # type: ignore[no-untyped-def]
+    """Turn every row of float32[n, m] into its softmax, in place."""
+    for r in range(x.shape[0]):
+        softmax(x[r], x.shape[1])
+
+
+@njit(nogil=True, cache=True)
 def softmax(logits, n):  # type: ignore[no-untyped-def]
     """Turn the first n of float32[...] into their softmax, in place."""
     largest = logits[0]

@@ -474,6 +474,12 @@ def take_encoded(table: Encoded, rows: Int32Array) -> Encoded:
     return Encoded(codes, multi, numbers)
 
 
+def take_users(users: EncodedUsers, rows: Int64Array) -> EncodedUsers:
+    """Return some rows of encoded users, int64[n], what they did included."""
+    own = take_encoded(users, rows.astype(np.int32))
+    return EncodedUsers(own.codes, own.multi, own.numbers, users.sequence[rows], users.lengths[rows])
+
+
 @njit(nogil=True, cache=True)
 def _take(codes, numbers, rows, out_codes, out_numbers):  # type: ignore[no-untyped-def]
     """Copy rows of a table; of those outside it say that every number is missing."""

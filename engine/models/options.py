@@ -8,13 +8,18 @@ from pydantic import Field, field_validator, model_validator
 
 from engine.core.options import Options
 
-Loss: TypeAlias = Literal["softmax", "full_softmax", "bce", "gbce", "hinge", "logistic", "nce"]
+Loss: TypeAlias = Literal[
+    "softmax", "full_softmax", "user_softmax", "bce", "gbce", "hinge", "logistic", "nce"
+]
 NegativeSource: TypeAlias = Literal["in_batch", "popular", "cluster", "reject", "interpolated"]
 Mask: TypeAlias = Literal["random", "dropout", "complementary", "information"]
 Mode: TypeAlias = Literal["full", "resume", "incremental"]
 
-LISTWISE: tuple[Loss, ...] = ("softmax", "full_softmax")
+LISTWISE: tuple[Loss, ...] = ("softmax", "full_softmax", "user_softmax")
 """Losses that compare one positive with all negatives at once."""
+
+WHOLE: tuple[Loss, ...] = ("full_softmax", "user_softmax")
+"""Losses over the whole catalogue: no negatives are drawn."""
 
 WHY_NOT_EXPOSED = (
     "items that were shown and not clicked are no negatives of recall: the funnel chose them for this user, so they "
@@ -31,10 +36,16 @@ class TrainingOptions(Options):
 
     batch: int = Field(default=1024, ge=1, le=1_048_576)
     """Examples per step: (user, liked item) pairs; for `sasrec` and `gru`, which learn every position of a sequence in
-    one go, users."""
+    one go, and for `user_softmax`, users."""
 
     learning_rate: float = Field(default=0.001, gt=0, le=10)
     """Step size."""
+
+    warmup: float = Field(default=0.0, ge=0, le=1)
+    """Share of the training in which the step size rises to `learning_rate`."""
+
+    decay: Literal["none", "linear"] = "none"
+    """`linear`: the step size falls to 0 over the training."""
 
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     """Decay of the weights of the dense layers; tables of embeddings are decayed where a batch touches them."""
@@ -43,7 +54,8 @@ class TrainingOptions(Options):
     """`adam` adds the decay to the gradient, `adamw` takes it off the weights."""
 
     loss: Loss = "softmax"
-    """Listwise: `softmax` over the negatives, `full_softmax` over all items; pointwise: `bce`, `gbce`, `nce`; pairwise:
+    """Listwise: `softmax` over the negatives, `full_softmax` over all items, `user_softmax` the same with the items of
+    a user compared once for all the user's likes; pointwise: `bce`, `gbce`, `nce`; pairwise:
     `hinge`, `logistic`."""
 
     temperature: float = Field(default=0.1, gt=0, le=100)
@@ -58,10 +70,13 @@ class TrainingOptions(Options):
     negatives: dict[NegativeSource, Annotated[int, Field(ge=0, le=100_000)]] = Field(default={"in_batch": 1})
     """Negatives by source. `in_batch`: how many other positives of the batch, 1 takes all of them. `popular`: drawn from
     the corpus, shared by the batch (listwise losses, gbce) or drawn for each example. `cluster`, `reject` and
-    `interpolated`: for each example. `full_softmax` needs none."""
+    `interpolated`: for each example. `full_softmax` and `user_softmax` need none."""
 
     popularity_power: float = Field(default=0.75, ge=0, le=2)
     """`popular` draws an item with probability in proportion to its count to this power; 0 is uniform."""
+
+    negative_power: float = Field(default=0.0, ge=-2, le=2)
+    """user_softmax: a negative counts (its users / those of the mean item)^this; below 0 spares popular items."""
 
     interpolation: float = Field(default=0.5, ge=0, le=1)
     """interpolated: at most this part of the positive is mixed into a hard negative."""
@@ -69,9 +84,9 @@ class TrainingOptions(Options):
     logq: Literal["exact", "streaming", "none"] = "exact"
     """softmax: logits are corrected by the log of how often an item is drawn: from counts, or estimated while it runs."""
 
-    history: Literal["auto", "past", "others"] = "auto"
-    """What an example's user did: the `past` of the positive, or all `others` of the user's items; `auto` takes the past
-    where the data has times."""
+    history: Literal["auto", "past", "others", "whole"] = "auto"
+    """What an example's user did: the `past` of the positive, all `others` of the user's items, or with `user_softmax`
+    the `whole`, the positive too; `auto` takes the past where the data has times, but for `user_softmax`."""
 
     hot_threshold: float = Field(default=0.0, ge=0, le=1)
     """Positives of items of a larger share f of the log are kept with probability sqrt(this / f); 0: all are kept."""
@@ -116,8 +131,18 @@ class TrainingOptions(Options):
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.loss != "full_softmax" and not any(self.negatives.values()):
+        if self.loss not in WHOLE and not any(self.negatives.values()):
             raise ValueError("negatives names no source with a count above 0")
+        if self.loss == "user_softmax" and self.history == "past":
+            raise ValueError('user_softmax compares by the whole history: history is "others" or "whole"')
+        if self.loss != "user_softmax" and self.history == "whole":
+            raise ValueError(
+                'history = "whole" is for user_softmax: others would learn to repeat what they read'
+            )
+        if self.loss != "user_softmax" and self.negative_power:
+            raise ValueError(
+                "negative_power is for user_softmax; popularity_power and logq are for drawn negatives"
+            )
         if self.self_supervised and not self.masks:
             raise ValueError("self_supervised needs a mask")
         return self

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from engine.core.types import AnyArray, Float32Array
+from engine.core.types import AnyArray, Float32Array, Int32Array
 from engine.models.encoded import Encoded, EncodedUsers
 from engine.models.spec import ModelSpec, Side, tower_shape
 
@@ -16,13 +16,23 @@ def item_vectors(spec: ModelSpec, arrays: Mapping[str, AnyArray], items: Encoded
     return np.array([_row(spec, "item", arrays, items, r, None) for r in range(len(items))], np.float32)
 
 
-def user_vectors(spec: ModelSpec, arrays: Mapping[str, AnyArray], users: EncodedUsers) -> Float32Array:
+def user_vectors(
+    spec: ModelSpec, arrays: Mapping[str, AnyArray], users: EncodedUsers, tasks: Int32Array | None = None
+) -> Float32Array:
     """float32[n * interests, dimension]: as `UserTower.vectors`."""
     rows = []
     for r in range(len(users)):
         codes = [code for code in users.sequence[r].tolist() if code]
-        rows += [_row(spec, "user", arrays, users, r, vector) for vector in _sequence(spec, arrays, codes)]
+        prompt = None if tasks is None else arrays["user.sequence.prompts"][tasks[r]]
+        made = _sequence(spec, arrays, codes, prompt)
+        rows += [_row(spec, "user", arrays, users, r, vector) for vector in made]
     return np.array(rows, np.float32)
+
+
+def intent(spec: ModelSpec, arrays: Mapping[str, AnyArray], vectors: Float32Array) -> Float32Array:
+    """float32[n, prompts]: as `UserTower.intent`."""
+    rows = [_softmax(_linear(arrays, "user.intent", vector)) for vector in vectors]
+    return np.array(rows, np.float32).reshape(-1, spec.prompts)
 
 
 def _row(
@@ -50,6 +60,8 @@ def _row(
     if sequence is not None:
         fields.append(sequence)
     shape = tower_shape(spec, side)
+    if shape.summed:
+        fields = [np.sum(fields, 0)]
     x = _crossed(spec, side, arrays, fields, encoded.numbers[r])
     for layer in range(len(shape.layers)):
         x = _linear(arrays, f"{side}.layers.{layer}", x)
@@ -90,7 +102,9 @@ def _linear(arrays: Mapping[str, AnyArray], name: str, x: AnyArray) -> AnyArray:
     return product
 
 
-def _sequence(spec: ModelSpec, arrays: Mapping[str, AnyArray], codes: list[int]) -> list[AnyArray | None]:
+def _sequence(
+    spec: ModelSpec, arrays: Mapping[str, AnyArray], codes: list[int], prompt: AnyArray | None
+) -> list[AnyArray | None]:
     """The sequence vectors of one history, oldest item first; [None] where the tower has no sequence."""
     sequence, width = spec.sequence, spec.sequence.width
     if sequence.kind == "none":
@@ -99,11 +113,14 @@ def _sequence(spec: ModelSpec, arrays: Mapping[str, AnyArray], codes: list[int])
         return [np.zeros(width, np.float32) for _ in range(sequence.vectors)]
     tied = spec.tied_feature
     name = "user.sequence.items.weight" if tied is None else f"item.embeddings.{tied}.weight"
-    items = arrays[name][codes]
+    items = arrays[name][codes] if prompt is None else arrays[name][codes] * prompt
 
     def weight(part: str) -> AnyArray:
         return arrays[f"user.sequence.{part}"]
 
+    if sequence.weighted:
+        total: AnyArray = arrays["user.sequence.weights"][codes] @ items
+        return [total / len(codes) ** sequence.length_exponent]
     if sequence.kind == "mean":
         return [items.mean(0)]
     if sequence.kind == "attention":
@@ -189,6 +206,9 @@ def random_weights(spec: ModelSpec, seed: int = 0) -> dict[str, Float32Array]:
             if shape.cross == "fibinet":
                 shapes[f"{cross}.bilinear.weight"] = (shape.fields[0], shape.fields[0])
     shapes |= {f"user.sequence.{name}": each for name, each in _sequence_shapes(spec).items()}
+    if spec.prompts:
+        shapes["user.sequence.prompts"] = (spec.prompts + 1, spec.sequence.width)
+        shapes |= {"user.intent.weight": (spec.prompts, spec.dimension), "user.intent.bias": (spec.prompts,)}
     return {name: rng.normal(0, 0.3, each).astype(np.float32) for name, each in shapes.items()}
 
 
@@ -197,6 +217,8 @@ def _sequence_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     if sequence.kind != "none" and not spec.tie_items:
         shapes["items.weight"] = (spec.items + 1, w)
+    if sequence.weighted:
+        shapes["weights"] = (spec.items + 1,)
     if sequence.kind == "attention":
         shapes["query"] = (w,)
     elif sequence.kind == "gru":

@@ -24,6 +24,26 @@ def gather(table, codes, length, out):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
+def prompted(table, codes, lengths, prompts, tasks, tokens, numbers):  # type: ignore[no-untyped-def]
+    """Make the table and the codes that an encoder reads instead: items times the prompt of their query's task.
+
+    Args:
+        prompts: float32[tasks, w]; tasks: int32[n], a row of it each.
+        tokens: float32[sum of lengths, w], filled.
+        numbers: int32[n, t], filled with rows of `tokens` where `codes` has items.
+    """
+    most, at = codes.shape[1], 0
+    for q in range(lengths.size):
+        prompt = prompts[tasks[q]]
+        for j in range(most - lengths[q], most):
+            row, y = table[codes[q, j]], tokens[at]
+            for c in range(y.size):
+                y[c] = row[c] * prompt[c]
+            numbers[q, j] = at
+            at += 1
+
+
+@njit(nogil=True, cache=True)
 def mean_pooling(table, codes, lengths, out):  # type: ignore[no-untyped-def]
     """Set each row of `out` to the mean of its items."""
     most = codes.shape[1]
@@ -36,6 +56,23 @@ def mean_pooling(table, codes, lengths, out):  # type: ignore[no-untyped-def]
             for c in range(y.size):
                 y[c] += row[c]
         share = np.float32(1) / np.float32(lengths[q])
+        for c in range(y.size):
+            y[c] *= share
+
+
+@njit(nogil=True, cache=True)
+def weighted_pooling(table, codes, lengths, weights, exponent, out):  # type: ignore[no-untyped-def]
+    """Set each row of `out` to the weighted sum of its n items over n^exponent; weights: float32[items + 1]."""
+    most = codes.shape[1]
+    for q in range(lengths.size):
+        if lengths[q] == 0:
+            continue
+        y = out[q]
+        for j in range(most - lengths[q], most):
+            row, weight = table[codes[q, j]], weights[codes[q, j]]
+            for c in range(y.size):
+                y[c] += weight * row[c]
+        share = np.float32(float(lengths[q]) ** -exponent)
         for c in range(y.size):
             y[c] *= share
 

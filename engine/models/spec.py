@@ -6,7 +6,8 @@ width of what is concatenated.
 **Input of a tower**, concatenated in this order: the embedding of every feature that has codes (id, categorical, bucketed
 numeric: one row of its table; multi: the mean of its rows, zeros where it has none), in the order of the features; then
 the sequence vector (user tower only); then two floats per plain numeric feature, value and missing flag, in the order
-of the features. The embeddings and the sequence vector are the *fields*; the floats are none.
+of the features. The embeddings and the sequence vector are the *fields*; the floats are none. With `join = "sum"` the
+fields are added up instead, and the floats stand behind the sum.
 
 **Parameters** (names as torch's `state_dict()` has them; float32; `user.` or `item.` stands before them in a snapshot):
 
@@ -14,6 +15,7 @@ of the features. The embeddings and the sequence vector are the *fields*; the fl
 |---|---|---|
 | `embeddings.<i>.weight` | [size, dimension] | feature i (position among the tower's features), if it has codes |
 | `sequence.items.weight` | [items + 1, width] | any sequence, unless `tie_items`; row 0 is padding |
+| `sequence.weights` | [items + 1] | weighted mean: c^-item_exponent, c how many users an item has; not trained |
 | `sequence.query` | [width] | attention |
 | `sequence.gru.weight_ih_l0`, `.weight_hh_l0`, `.bias_ih_l0`, `.bias_hh_l0` | [3 width, width], [3 width] | gru |
 | `sequence.positions.weight` | [length, width] | sasrec; row p is the p-th newest |
@@ -23,6 +25,8 @@ of the features. The embeddings and the sequence vector are the *fields*; the fl
 | `sequence.blocks.<b>.feed_norm.weight`, `.bias` | [width] | sasrec |
 | `sequence.blocks.<b>.inner.weight`, `.bias`, `.outer.weight`, `.bias` | [width, width], [width] | sasrec |
 | `sequence.norm.weight`, `.bias` | [width] | sasrec |
+| `sequence.prompts` | [prompts + 1, width] | with prompts: one per task, the last the intent's |
+| `intent.weight`, `.bias` | [prompts, dimension], [prompts] | with prompts |
 | `sequence.hidden.weight` | [4 width, width] | comirec: W1, no bias |
 | `sequence.heads.weight` | [interests, 4 width] | comirec: W2, no bias |
 | `cross.layers.<l>.weight`, `.bias` | [D, D], [D] | dcn |
@@ -34,7 +38,8 @@ of the features. The embeddings and the sequence vector are the *fields*; the fl
 **Sequences.** E is [n, width], the embeddings of the items that are no padding, oldest first. Of an empty history the
 vector is zeros, whatever the kind.
 
-- mean: sum(E) / n.
+- mean: sum(E) / n; weighted sum_i (w_i E_i) / n^length_exponent, w of `sequence.weights`. With 0.5 and 0.5 it is the
+  symmetric normalisation of graph convolutions (He et al. 2020, LightGCN, eq. 3).
 - attention: w = softmax over (E q / sqrt(width), 0); sum of w_i E_i: the 0 belongs to a zero vector, so that an
   irrelevant history gives about nothing (the target-free form of the attention with a zero vector of Ai et al. 2019).
 - gru: torch's GRU cell from a zero state over E; the last state.
@@ -43,6 +48,11 @@ vector is zeros, whatever the kind.
   with the norm before each part as theirs; queries, keys and values are all normed, which theirs are not).
 - comirec: A = softmax over the items of (heads tanh(hidden E^T)), interests = A E: [interests, width] (Cen et al. 2020,
   eq. 5 and 6, without positions); each interest goes through the rest of the tower as a row of its own.
+
+**Prompts.** One tower that serves K tasks, the clusters of a corpus, is told the task by a vector: E of task k is E t_k,
+each item's embedding times the prompt, before anything else is done with it (Zhang et al. 2023, divide and conquer).
+Row K of the prompts belongs to a task of its own, the intent: which cluster the next item is in. Its probabilities are
+softmax(intent(vector)), the vector being what the tower makes of the history under prompt K.
 
 **Cross**, over the concatenated input x of width D:
 
@@ -53,8 +63,8 @@ vector is zeros, whatever the kind.
   the floats behind them ("field-all" with one W for both; Huang et al. 2019, eq. 6 to 8). All fields are of one width.
 
 **MLP**: Linear and ReLU for each width of `hidden`, then Linear to `dimension`. It is left out where `hidden` is empty,
-there is no cross, and the input is one field of width `dimension`: then the tower is a table of ids (matrix
-factorisation), or a sequence encoder. With `metric = "cosine"` the result is divided by max(its L2 norm, 1e-12).
+there is no cross, and the input is one field (or sum of fields) of width `dimension`: then the tower is a table of ids
+(matrix factorisation), or a sequence encoder. With `metric = "cosine"` the result is divided by max(its L2 norm, 1e-12).
 """
 
 from __future__ import annotations
@@ -72,6 +82,7 @@ Scale: TypeAlias = Literal["log", "bucket", "none"]
 Lookup: TypeAlias = Literal["table", "hash"]
 SequenceKind: TypeAlias = Literal["none", "mean", "attention", "gru", "sasrec", "comirec"]
 CrossKind: TypeAlias = Literal["none", "dcn", "senet", "fibinet"]
+Join: TypeAlias = Literal["concatenate", "sum"]
 Side: TypeAlias = Literal["user", "item"]
 
 SIDES: tuple[Side, Side] = ("user", "item")
@@ -156,11 +167,26 @@ class SequenceSpec(Options):
     interests: int = Field(default=4, ge=1, le=64)
     """comirec: query vectors per user."""
 
+    item_exponent: float = Field(default=0.0, ge=0, le=2)
+    """mean: an item that c users like counts c^-this."""
+
+    length_exponent: float = Field(default=1.0, ge=0, le=2)
+    """mean: the sum over n items is divided by n^this."""
+
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
+        if self.kind != "mean" and (self.item_exponent, self.length_exponent) != (0.0, 1.0):
+            raise ValueError(
+                f'item_exponent and length_exponent are of kind = "mean", and kind is "{self.kind}"'
+            )
         return self
+
+    @property
+    def weighted(self) -> bool:
+        """Whether it is a mean with weights: there is `sequence.weights`."""
+        return (self.item_exponent, self.length_exponent) != (0.0, 1.0)
 
     @property
     def vectors(self) -> int:
@@ -179,6 +205,12 @@ class Towers(Options):
 
     sequence: SequenceSpec = SequenceSpec()
     """What the user tower reads of what the user did."""
+
+    join: Join = "concatenate"
+    """How the user tower's fields become its input: side by side, or added up, for which all must be of one width."""
+
+    item_join: Join = "concatenate"
+    """The same of the item tower."""
 
     cross: CrossKind = "none"
     """Explicit crosses of the user tower's input."""
@@ -241,6 +273,12 @@ class Towers(Options):
                     f"{self.sequence.width}"
                 )
         for side in SIDES:
+            if self._join(side) == "sum":
+                widths = _field_widths(self, side)
+                if not widths or len(set(widths)) > 1:
+                    raise ValueError(f"a sum needs fields of one width; the {side} tower has {list(widths)}")
+                if self._cross(side) != "none":
+                    raise ValueError(f"{self._cross(side)}: fields that are added up cannot be crossed")
             if self._cross(side) in ("senet", "fibinet"):
                 widths = _field_widths(self, side)
                 if not widths:
@@ -254,12 +292,26 @@ class Towers(Options):
     def _cross(self, side: Side) -> CrossKind:
         return self.cross if side == "user" else self.item_cross
 
+    def _join(self, side: Side) -> Join:
+        return self.join if side == "user" else self.item_join
+
 
 class ModelSpec(Towers):
     """A pair of towers as it is trained and served: `item_features` is filled in, and every size is known."""
 
     items: int = Field(default=0, ge=0)
     """Rows of the catalogue it was trained on; sequence codes are 1 to this."""
+
+    prompts: int = Field(default=0, ge=0)
+    """Tasks that share the user tower, each with a prompt; 0: it has one task and no prompt."""
+
+    @model_validator(mode="after")
+    def _prompts_fit(self) -> Self:
+        if self.prompts and self.sequence.kind in ("none", "comirec"):
+            raise ValueError(f"prompts need a sequence of one vector, and {self.sequence.kind} is none")
+        if self.prompts and self.sequence.weighted:
+            raise ValueError("prompts: item_exponent and length_exponent are for a tower without them")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +321,7 @@ class TowerShape:
     Attributes:
         fields: width of each field: embeddings in order, then the sequence.
         floats: how many floats stand behind them.
+        summed: whether the fields are added up.
         cross: the kind of cross.
         crossed: width of what the MLP reads.
         layers: (in, out) of each Linear; empty where the MLP is left out.
@@ -276,6 +329,7 @@ class TowerShape:
 
     fields: tuple[int, ...]
     floats: int
+    summed: bool
     cross: CrossKind
     crossed: int
     layers: tuple[tuple[int, int], ...]
@@ -292,13 +346,15 @@ def tower_shape(spec: Towers, side: Side) -> TowerShape:
     floats = 2 * sum(feature.floats for feature in spec.features(side))
     cross = spec.cross if side == "user" else spec.item_cross
     hidden = spec.hidden if side == "user" else spec.item_hidden
-    width = sum(fields) + floats
+    summed = (spec.join if side == "user" else spec.item_join) == "sum"
+    joined = fields[:1] if summed else fields
+    width = sum(joined) + floats
     if cross == "fibinet":
         width = len(fields) * (len(fields) - 1) * fields[0] + floats
-    left_out = not hidden and cross == "none" and not floats and fields == (spec.dimension,)
+    left_out = not hidden and cross == "none" and not floats and joined == (spec.dimension,)
     ends = [width, *hidden, spec.dimension]
     layers = () if left_out else tuple(pairwise(ends))
-    return TowerShape(fields, floats, cross, width, layers)
+    return TowerShape(fields, floats, summed, cross, width, layers)
 
 
 def _field_widths(spec: Towers, side: Side) -> tuple[int, ...]:

@@ -14,9 +14,9 @@ import numpy as np
 from numba import njit
 
 from engine.core.errors import SnapshotError
-from engine.core.types import AnyArray, Float32Array
+from engine.core.types import AnyArray, Float32Array, Int32Array
 from engine.models import sequences
-from engine.models.dense import dense, dense_relu, normalise
+from engine.models.dense import dense, dense_relu, normalise, softmax_rows
 from engine.models.encoded import Encoded, EncodedUsers
 from engine.models.spec import ModelSpec, Side, tower_shape
 
@@ -124,7 +124,17 @@ class _Tower:
             x[:, end - shape.fields[-1] : end] = sequence
         if shape.floats:
             x[:, end:] = encoded.numbers if repeat == 1 else np.repeat(encoded.numbers, repeat, 0)
-        return x
+        return self._summed(x) if shape.summed else x
+
+    def _summed(self, x: Float32Array) -> Float32Array:
+        """float32[n, width + floats]: the fields added up, from the first to the last."""
+        width, end = self._shape.fields[0], int(self._bounds[-1])
+        total = np.empty((x.shape[0], width + self._shape.floats), np.float32)
+        total[:, width:] = x[:, end:]
+        total[:, :width] = x[:, :width]
+        for start in range(width, end, width):
+            total[:, :width] += x[:, start : start + width]
+        return total
 
     def _crossed(self, x: Float32Array) -> Float32Array:
         if self._shape.cross == "none":
@@ -201,6 +211,12 @@ class UserTower(_Tower):
         self._items: Float32Array | None = None
         if sequence.kind == "none":
             return
+        if spec.prompts:
+            self._prompts = weights.get("sequence.prompts", spec.prompts + 1, width)
+            self._intent = (
+                weights.transposed("intent.weight", spec.prompts, spec.dimension),
+                weights.get("intent.bias", spec.prompts),
+            )
         tied = spec.tied_feature
         if tied is None:
             self._items = weights.get("sequence.items.weight", spec.items + 1, width)
@@ -208,6 +224,8 @@ class UserTower(_Tower):
             self._items = weights.named(
                 f"item.embeddings.{tied}.weight", spec.item_features[tied].size, width
             )
+        if sequence.weighted:
+            self._item_weights = weights.get("sequence.weights", spec.items + 1)
         if sequence.kind == "attention":
             self._query = weights.get("sequence.query", width)
         elif sequence.kind == "gru":
@@ -231,12 +249,24 @@ class UserTower(_Tower):
         """Return the tower whose weights are `user.*`; SnapshotError where they are not as the specification says."""
         return cls(spec, arrays)
 
-    def vectors(self, users: EncodedUsers) -> Float32Array:
-        """float32[n * interests, dimension]: the vectors of n queries, those of one query together."""
-        sequence = self._sequence(users)
+    def vectors(self, users: EncodedUsers, tasks: Int32Array | None = None) -> Float32Array:
+        """float32[n * interests, dimension]: the vectors of n queries, those of one query together.
+
+        Args:
+            users: what is known of the queries.
+            tasks: int32[n], the prompt of each; where the tower has prompts.
+        """
+        sequence = self._sequence(users, tasks)
         return self._head(self._input(users, sequence, self.spec.vectors_per_user))
 
-    def _sequence(self, users: EncodedUsers) -> Float32Array | None:
+    def intent(self, vectors: Float32Array) -> Float32Array:
+        """float32[n, prompts]: the probability of each task, from float32[n, dimension], the vectors of the intent."""
+        shares = np.empty((vectors.shape[0], self.spec.prompts), np.float32)
+        dense(vectors, *self._intent, shares)
+        softmax_rows(shares)
+        return shares
+
+    def _sequence(self, users: EncodedUsers, tasks: Int32Array | None) -> Float32Array | None:
         """float32[n * interests, width]; None where the tower has no sequence."""
         table = self._items
         if table is None:
@@ -244,7 +274,14 @@ class UserTower(_Tower):
         spec = self.spec.sequence
         out = np.zeros((len(users) * spec.vectors, spec.width), np.float32)
         codes, lengths = users.sequence, users.lengths
-        if spec.kind == "mean":
+        if tasks is not None:
+            tokens = np.empty((int(lengths.sum()), spec.width), np.float32)
+            numbers = np.zeros_like(codes)
+            sequences.prompted(table, codes, lengths, self._prompts, tasks, tokens, numbers)
+            table, codes = _sealed(tokens), numbers
+        if spec.weighted:
+            sequences.weighted_pooling(table, codes, lengths, self._item_weights, spec.length_exponent, out)
+        elif spec.kind == "mean":
             sequences.mean_pooling(table, codes, lengths, out)
         elif spec.kind == "attention":
             sequences.attention_pooling(table, codes, lengths, self._query, out)

@@ -285,9 +285,9 @@ def previous_arrays(store: SnapshotStore, name: str) -> Mapping[str, AnyArray] |
 
 
 def events_read(
-    config: Config, names: Sequence[str], events: EventLog, until: int | None = None
+    config: Config, names: Sequence[str], events: EventLog, where: BoolArray | None = None
 ) -> Events | None:
-    """Return the events of the kinds that some channels read, up to a time where one is given; None where none does."""
+    """Return the events of the kinds that some channels read, those where bool[events] is true; None where none does."""
     kinds: set[str] = set()
     for name in names:
         loaded, options = config.channel(name)
@@ -295,14 +295,13 @@ def events_read(
     if not kinds:
         return None
     found = Events(events.users, events.items, events.kinds, events.kind_names, events.timestamps)
-    if until is not None:
-        past = events.timestamps <= until
+    if where is not None:
         found = Events(
-            events.users[past],
-            events.items[past],
-            events.kinds[past],
+            events.users[where],
+            events.items[where],
+            events.kinds[where],
             events.kind_names,
-            events.timestamps[past],
+            events.timestamps[where],
         )
     return _of_kinds(found, kinds)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from engine.core.filter import Filter
 from engine.core.interactions import Interactions
 from engine.core.memory import MemorySink
 from engine.core.merge import MergeMode
+from engine.core.options import Options
 from engine.core.types import Int32Array, RaggedRows
 from engine.data.catalogue import Catalogue
 from engine.data.dataset import Dataset
@@ -110,12 +112,11 @@ class World:
         follows: Interactions | None = None,
         events: EventLog | None = None,
     ) -> World:
-        """Build the channels into a store, or find them there; `events` are cut at the time of the split."""
+        """Build the channels into a store, or find them there; of `events` those that the split knows are read."""
         live = LiveCatalogue.of(catalogue)
         source = _source(catalogue, split, fingerprint, follows)
         if events is not None:
-            until = source.now if events.timed else None
-            source = replace(source, events=events_read(config, names, events, until))
+            source = replace(source, events=events_read(config, names, events, split.seen))
         versions = build_components(config, source, store, progress, names, threads)
         snapshots = {name: store.open(name, version, verify=False) for name, version in versions.items()}
         channels: dict[str, Channel] = {}
@@ -363,6 +364,43 @@ def evaluate(
     )
 
 
+def with_seed(config: Config, channels: Sequence[str], seed: int) -> Config:
+    """Return the configuration with another seed of the channels that are trained.
+
+    Raises:
+        ConfigError: none of them is.
+    """
+    changes = {}
+    for name in channels:
+        training = getattr(config.channels[name], "training", None)
+        if isinstance(training, Options):
+            changes[name] = {"training": {**training.model_dump(exclude_unset=True), "seed": seed}}
+    if not changes:
+        raise ConfigError(f"means nothing: none of {', '.join(channels)} is trained", "--seeds")
+    return config.with_channel_options(changes)
+
+
+def averaged(reports: Sequence[Report]) -> Report:
+    """Return the means of evaluations that differ in their seeds alone; `snapshots` are those of the first."""
+    names = ("channels", "merged", "without", "overlap", "unique_share", "cold")
+    return replace(
+        reports[0], **{name: _each([getattr(one, name) for one in reports], mean) for name in names}
+    )
+
+
+def deviations(reports: Sequence[Report]) -> dict[str, Any]:
+    """Return the standard deviations between seeds (n - 1), for `channels` and `merged` as the report has them."""
+    return {name: _each([getattr(one, name) for one in reports], stdev) for name in ("channels", "merged")}
+
+
+def _each(values: Sequence[Any], of: Callable[[Sequence[float]], float]) -> Any:
+    """Apply a function to the numbers that stand at the same place of equal dictionaries."""
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: _each([value[key] for value in values], of) for key in first}
+    return None if first is None else of(values)
+
+
 def _rehearsed(
     config: Config,
     catalogue: Catalogue,
@@ -383,13 +421,14 @@ def _rehearsed(
     """
     last = int(split.known.timestamps.max(initial=0))
     then = last - REHEARSED_SECONDS
-    known = interest_matrix(events, config.interest, events.timestamps < then, config.min_rating)
+    past = events.timestamps < then
+    known = interest_matrix(events, config.interest, past, config.min_rating)
     users = split.users[known.user_counts()[split.users] > 0]
     none = np.empty(0, np.int32)
     if not users.size:  # nobody had done anything yet: nothing to build from, and nobody to rank for
         return PastLeftovers(np.zeros(len(catalogue.users) + 1, np.int64), none, then)
     nothing = RaggedRows.empty(users.size)
-    earlier = Split(known, users, nothing, none, RaggedRows.empty(0), f"{split.key}.rehearsed", "")
+    earlier = Split(known, users, nothing, none, RaggedRows.empty(0), f"{split.key}.rehearsed", "", past)
     world = World.built(
         config, catalogue, earlier, fingerprint, channels, store, progress, threads, events=events
     )

@@ -12,7 +12,7 @@ leave-one-out takes the second-newest item; temporal cuts the known part again.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -45,6 +45,7 @@ class Split:
         cold_truth: for each of them the rows that should be found.
         key: names the cut, for caches.
         statement: one sentence that says what was cut how.
+        seen: bool[events]: which events of the log are known; none comes after what should be found of its user.
     """
 
     known: Interactions
@@ -54,6 +55,7 @@ class Split:
     cold_truth: RaggedRows
     key: str
     statement: str
+    seen: BoolArray
 
 
 def cut(config: Config, events: EventLog, protocol: Protocol, part: Part) -> Split:
@@ -69,11 +71,11 @@ def cut(config: Config, events: EventLog, protocol: Protocol, part: Part) -> Spl
         DatasetError: if the data lacks what the protocol needs (a split column, timestamps), or nobody can be tested.
     """
     if protocol == "fixed-split":
-        known, truth, statement = _fixed_split(config, events, part)
+        known, truth, seen, statement = _fixed_split(config, events, part)
     elif protocol == "leave-one-out":
-        known, truth, statement = _leave_one_out(config, events, part)
+        known, truth, seen, statement = _leave_one_out(config, events, part)
     else:
-        known, truth, statement = _temporal(config, events, part)
+        known, truth, seen, statement = _temporal(config, events, part)
     truth = _without(truth, known)
     has_truth = truth.user_counts() > 0
     has_history = known.user_counts() > 0
@@ -89,32 +91,36 @@ def cut(config: Config, events: EventLog, protocol: Protocol, part: Part) -> Spl
         cold_truth=_lists(truth, cold),
         key=f"{protocol}.{part}",
         statement=statement,
+        seen=seen,
     )
 
 
-def _fixed_split(config: Config, events: EventLog, part: Part) -> tuple[Interactions, Interactions, str]:
+_Cut: TypeAlias = tuple[Interactions, Interactions, BoolArray, str]
+"""What is known, what should be found, which events are known, and the statement."""
+
+
+def _fixed_split(config: Config, events: EventLog, part: Part) -> _Cut:
     if events.splits is None:
         text = "is needed by the protocol fixed-split and is not there"
         raise DatasetError(text, "interactions.parquet", "split")
     train, tune, test = (events.splits == SPLITS.index(name) for name in ("train", "tune", "test"))
     if part == "test":
-        known = _matrix(config, events, train | tune)
-        return known, _matrix(config, events, test), "train and tune are known, test is the truth"
+        seen = train | tune
+        truth = _matrix(config, events, test)
+        return _matrix(config, events, seen), truth, seen, "train and tune are known, test is the truth"
     if tune.any():
-        return (
-            _matrix(config, events, train),
-            _matrix(config, events, tune),
-            "train is known, tune is the truth",
-        )
+        truth = _matrix(config, events, tune)
+        return _matrix(config, events, train), truth, train, "train is known, tune is the truth"
     whole = _matrix(config, events, train)
     held = _seeded_tenth(whole)
     statement = (
         f"a seeded {VALIDATION_SHARE:.0%} of each user's train items is the truth, the rest of train is known"
     )
-    return _pick(whole, ~held), _pick(whole, held), statement
+    truth = _pick(whole, held)
+    return _pick(whole, ~held), truth, train & ~_of_pairs(events, truth), statement
 
 
-def _leave_one_out(config: Config, events: EventLog, part: Part) -> tuple[Interactions, Interactions, str]:
+def _leave_one_out(config: Config, events: EventLog, part: Part) -> _Cut:
     if not events.timed:
         text = "is needed by the protocol leave-one-out and is not there"
         raise DatasetError(text, "interactions.parquet", "timestamp")
@@ -122,14 +128,18 @@ def _leave_one_out(config: Config, events: EventLog, part: Part) -> tuple[Intera
     place = np.arange(whole.entries) - np.repeat(whole.indptr[:-1], whole.user_counts())
     at = 0 if part == "test" else 1
     which = "newest" if part == "test" else "second-newest"
-    return (
-        _pick(whole, place > at),
-        _pick(whole, place == at),
-        f"each user's {which} item is the truth, older ones are known",
-    )
+    known, truth = _pick(whole, place > at), _pick(whole, place == at)
+    # Time ends for each user with the truth; of the events of its very second those of known pairs count.
+    ends = np.full(whole.users, np.iinfo(np.int64).max)
+    tested = truth.user_counts() > 0
+    ends[tested] = truth.timestamps[truth.indptr[:-1][tested]]
+    until = ends[events.users]
+    seen = (events.timestamps < until) & ~_of_pairs(events, truth)
+    seen |= _of_pairs(events, known, events.timestamps == until)
+    return known, truth, seen, f"each user's {which} item is the truth, older ones are known"
 
 
-def _temporal(config: Config, events: EventLog, part: Part) -> tuple[Interactions, Interactions, str]:
+def _temporal(config: Config, events: EventLog, part: Part) -> _Cut:
     if not events.timed:
         text = "is needed by the protocol temporal and is not there"
         raise DatasetError(text, "interactions.parquet", "timestamp")
@@ -140,7 +150,7 @@ def _temporal(config: Config, events: EventLog, part: Part) -> tuple[Interaction
     before = events.timestamps < moment
     after = ~before & (events.timestamps < end)
     statement = f"before {moment} is known, newly liked from then to {end} is the truth"
-    return _matrix(config, events, before), _matrix(config, events, after), statement
+    return _matrix(config, events, before), _matrix(config, events, after), before, statement
 
 
 def _matrix(config: Config, events: EventLog, where: BoolArray | None) -> Interactions:
@@ -174,10 +184,22 @@ def _pick(matrix: Interactions, where: BoolArray) -> Interactions:
 def _without(matrix: Interactions, other: Interactions) -> Interactions:
     """Return the entries whose (user, item) pair the other matrix does not have."""
 
-    def pairs(of: Interactions) -> Int64Array:
-        return np.repeat(np.arange(of.users, dtype=np.int64), of.user_counts()) * of.items + of.rows
+    return _pick(matrix, ~np.isin(_pairs(matrix), _pairs(other)))
 
-    return _pick(matrix, ~np.isin(pairs(matrix), pairs(other)))
+
+def _pairs(matrix: Interactions) -> Int64Array:
+    """int64[entries]: a number for each pair."""
+    owners = np.repeat(np.arange(matrix.users, dtype=np.int64), matrix.user_counts())
+    return owners * matrix.items + matrix.rows
+
+
+def _of_pairs(events: EventLog, matrix: Interactions, where: BoolArray | None = None) -> BoolArray:
+    """bool[events]: whether an event's user and item are a pair of the matrix; only asked of some events."""
+    found = np.zeros(len(events), np.bool_)
+    asked = slice(None) if where is None else where
+    numbers = events.users[asked].astype(np.int64) * matrix.items + events.items[asked]
+    found[asked] = np.isin(numbers, _pairs(matrix))
+    return found
 
 
 def _lists(matrix: Interactions, users: Int32Array) -> RaggedRows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -44,9 +44,7 @@ def encode(
         for q, request_id in enumerate(request_ids)
     ]
     # Messages written one behind the other are one message: what never differs is written once.
-    same = pb.RecallResponse(
-        release=replica.release, snapshots=dict(replica.versions), log_offset=replica.log_offset
-    )
+    same = _same(replica.release, tuple(replica.versions.items()), replica.log_offset)
     answers, offsets = response_bytes(
         merged,
         Ids.of(catalogue.items.encoded(merged.rows)),
@@ -55,7 +53,7 @@ def encode(
         forms,
         _reports(run, pipeline, kinds),
         Texts.of(heads),
-        np.frombuffer(same.SerializeToString(deterministic=True), np.uint8),
+        same,
     )
     return [answers[begin:end].tobytes() for begin, end in pairwise(offsets.tolist())]
 
@@ -87,6 +85,12 @@ def _reports(run: Run, pipeline: Pipeline, kinds: Sequence[TriggerKind]) -> Repo
         unknown=unknown,
         degraded=run.degraded,
     )
+
+
+@lru_cache(maxsize=8)
+def _same(release: str, snapshots: tuple[tuple[str, str], ...], log_offset: str) -> UInt8Array:
+    same = pb.RecallResponse(release=release, snapshots=dict(snapshots), log_offset=log_offset)
+    return np.frombuffer(same.SerializeToString(deterministic=True), np.uint8)
 
 
 @cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numba import njit
@@ -28,6 +29,7 @@ class Batch:
         positives: int32[m], item rows; m = n for pairs, m = t for sequences (the item after each entry).
         weights: float32[m]; 0 is not learnt.
         entries: int64[m], where each positive stands in the interest matrix.
+        tasks: int32[n], the task of each history, where the towers have prompts.
     """
 
     users: Int32Array
@@ -36,6 +38,7 @@ class Batch:
     positives: Int32Array
     weights: Float32Array
     entries: Int64Array
+    tasks: Int32Array | None = None
 
 
 class Pairs:
@@ -103,6 +106,30 @@ class Pairs:
         return Batch(users, history, offsets, self._matrix.rows[entries], self._weights[entries], entries)
 
 
+class ByUser(Pairs):
+    """Pairs in shuffled epochs in which those of a user stand side by side, in one batch; `size` counts users."""
+
+    def batches(self, epoch: int) -> int:
+        """Return how many batches the epoch has."""
+        return math.ceil(self._first(self._plan(epoch)).size / self._size)
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch."""
+        order = self._plan(number)
+        begins = self._first(order)[:: self._size].tolist()
+        for begin, end in pairwise([*begins, order.size]):
+            yield self._batch(order[begin:end], number)
+
+    def _plan(self, epoch: int) -> Int64Array:
+        entries = super()._plan(epoch)
+        place = np.random.default_rng((self._seed, epoch, 1)).permutation(self._matrix.users)
+        return entries[np.argsort(place[self._owners[entries]], kind="stable")]
+
+    def _first(self, entries: Int64Array) -> Int64Array:
+        """int64[users]: where the pairs of each user begin."""
+        return np.flatnonzero(np.diff(self._owners[entries], prepend=-1))
+
+
 class Sequences:
     """Whole sequences: every entry predicts the next item of its user, all in one pass (Kang and McAuley 2018, 3.5).
 
@@ -158,6 +185,47 @@ class Sequences:
             users, self._matrix.rows[targets + 1] + np.int32(1), offsets, self._matrix.rows[targets],
             weights[targets], targets,
         )  # fmt: skip
+
+
+def by_task(batch: Batch, clusters: Int32Array, prompts: int, every: bool) -> Batch:
+    """Return the batch with each history once per task that it has something to learn of.
+
+    Task k, a cluster, learns the positives of the cluster; task `prompts`, the intent, learns all. Pairs have both. Of
+    sequences, whose history runs through the tower once for all its positives, each has as many copies as there are
+    clusters among these, cut behind the last that counts, the others weighing nothing.
+
+    Args:
+        batch: without tasks.
+        clusters: int32[items].
+        prompts: how many clusters there are.
+        every: whether these are sequences.
+    """
+    n, of = batch.users.size, clusters[batch.positives]
+    if not every:
+        whose, tasks = np.tile(np.arange(n), 2), np.concatenate([of, np.full(n, prompts, np.int32)])
+        lengths = np.diff(batch.offsets)[whose]
+    else:
+        owners = np.repeat(np.arange(n), np.diff(batch.offsets))
+        learnt = np.flatnonzero(batch.weights)
+        needed = np.zeros((n, prompts + 1), np.int64)
+        for task in (of[learnt], np.full(learnt.size, prompts)):
+            # Where a place is written to more than once the last counts, which is the furthest.
+            needed[owners[learnt], task] = learnt + 1 - batch.offsets[owners[learnt]]
+        cells = np.flatnonzero(needed)
+        cells = cells[np.argsort(-needed.ravel()[cells], kind="stable")]
+        whose, tasks, lengths = cells // (prompts + 1), cells % (prompts + 1), needed.ravel()[cells]
+    offsets = np.zeros(whose.size + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    tokens = np.arange(int(offsets[-1])) + np.repeat(batch.offsets[whose] - offsets[:-1], lengths)
+    tasks = tasks.astype(np.int32)
+    if not every:
+        positives, weights, entries = batch.positives[whose], batch.weights[whose], batch.entries[whose]
+    else:
+        positives, entries = batch.positives[tokens], batch.entries[tokens]
+        asked = np.repeat(tasks, lengths)
+        counts = (asked == prompts) | (asked == of[tokens])
+        weights = np.where(counts, batch.weights[tokens], np.float32(0))
+    return Batch(batch.users[whose], batch.history[tokens], offsets, positives, weights, entries, tasks)
 
 
 @njit(nogil=True, cache=True)

@@ -18,7 +18,8 @@ class TrainingData:
         users: the features of all users, encoded.
         items: the features of all items, encoded.
         weights: float32[entries], how much each positive counts (multi-objective weights); None: all alike.
-        clusters: int32[items], the cluster of each item; needed for `cluster` negatives.
+        clusters: int32[items], the cluster of each item; needed for `cluster` negatives, and where the user tower has
+            prompts, whose tasks they are.
         rejects: users x items, what ranking threw out; needed for `reject` negatives.
         examples: bool[entries], which entries are learnt as positives (those of an incremental update); None: all. The
             others are history only.

@@ -10,13 +10,19 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import Function, FunctionCtx, once_differentiable
 from torch.nn import functional as F  # noqa: N812
 
+from engine.core.types import Int32Array, Int64Array
+
 FULL_SOFTMAX_ITEMS = 100_000
-"""Largest catalogue that `full_softmax` is done over."""
+"""Largest catalogue that `full_softmax` and `user_softmax` are done over."""
+
+USER_CELLS = 1 << 22
+"""Scores that the softmax by users holds at once: 16 MB. Larger chunks add up the items' gradients less often."""
 
 CHUNK_CELLS = 1 << 20
 """Scores that the full softmax holds at once: 4 MB, about what stays in a core's cache."""
@@ -152,6 +158,87 @@ class _FullSoftmax(Function):
     def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         by_query, by_item = ctx.saved_tensors
         return by_query * gradient, by_item * gradient, None, None, None
+
+
+def user_softmax(
+    queries: Tensor,
+    items: Tensor,
+    shifts: Tensor,
+    own: tuple[Int64Array, Int32Array],
+    scores: Tensor,
+    ends: Int64Array,
+    weights: Tensor,
+) -> Tensor:
+    """Return the cross-entropy over all items where the likes of a user share their negatives.
+
+    -s + log(exp(s) + Z_u), Z_u the sum over all items that user u does not have of exp(q_u . v_i + shift_i): computed
+    once for all likes of u, and `full_softmax` computes it for each. Scores exist in chunks of whole users.
+
+    Args:
+        queries: float32[users, d], divided by the temperature.
+        items: float32[items, d], the vectors of the whole catalogue.
+        shifts: float32[items], log of how much each counts as a negative.
+        own: int64[users + 1] and int32[k]: which items each user has.
+        scores: float32[n], s of each like, those of a user side by side.
+        ends: int64[users + 1]: user u has scores[ends[u]:ends[u + 1]].
+        weights: float32[n].
+    """
+    loss: Tensor = _UserSoftmax.apply(queries, items, shifts, own, scores, ends, weights / weights.sum())
+    return loss
+
+
+class _UserSoftmax(Function):
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx,
+        queries: Tensor,
+        items: Tensor,
+        shifts: Tensor,
+        own: tuple[Int64Array, Int32Array],
+        scores: Tensor,
+        ends: Int64Array,
+        weights: Tensor,
+    ) -> Tensor:
+        rows = max(USER_CELLS // max(items.shape[0], 1), 16)
+        users, device = queries.shape[0], queries.device
+        total = queries.new_zeros(())
+        by_query, by_score = torch.empty_like(queries), torch.empty_like(scores)
+        by_item = torch.zeros_like(items)
+        buffer = queries.new_empty(min(rows, users), items.shape[0])
+        tiny = torch.finfo(queries.dtype).tiny
+        for begin in range(0, users, rows):
+            end = min(begin + rows, users)
+            part = queries[begin:end]
+            cells = torch.addmm(shifts, part, items.T, out=buffer[: end - begin])
+            mine = np.diff(own[0][begin : end + 1])
+            row = np.repeat(np.arange(end - begin), mine)
+            column = own[1][own[0][begin] : own[0][end]].astype(np.int64)
+            cells[torch.from_numpy(row).to(device), torch.from_numpy(column).to(device)] = -math.inf
+            # A user who has all items has no negative: the top must be a number even so.
+            top = cells.amax(1, keepdim=True).clamp_min_(torch.finfo(cells.dtype).min)
+            cells.sub_(top).exp_()
+            sums = cells.sum(1).clamp_min_(tiny)
+            logs = sums.log() + top.squeeze(1)
+            likes = slice(int(ends[begin]), int(ends[end]))
+            owners = torch.from_numpy(np.repeat(np.arange(end - begin), np.diff(ends[begin : end + 1])))
+            owners = owners.to(device)
+            ahead = logs[owners] - scores[likes]
+            total += (F.softplus(ahead) * weights[likes]).sum()
+            pull = torch.sigmoid(ahead) * weights[likes]
+            by_score[likes] = -pull
+            # d loss / d score of a negative = its share of Z_u times the pull of all likes of u
+            share = (sums.new_zeros(end - begin).index_add_(0, owners, pull) / sums).unsqueeze(1)
+            torch.mm(cells, items, out=by_query[begin:end])
+            by_query[begin:end].mul_(share)
+            by_item.addmm_(cells.T, part * share)
+        ctx.save_for_backward(by_query, by_item, by_score)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        by_query, by_item, by_score = ctx.saved_tensors
+        return by_query * gradient, by_item * gradient, None, None, by_score * gradient, None, None
 
 
 def shared_softmax(

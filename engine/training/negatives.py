@@ -166,6 +166,14 @@ class Owned:
         sort_rows(interactions.indptr, rows)
         return cls(interactions.indptr, rows, np.full(interactions.items, -1, np.int32))
 
+    def lists(self, users: Int32Array) -> tuple[Int64Array, Int32Array]:
+        """Return int64[n + 1] and int32[k]: user n has the second's [first[n], first[n + 1])."""
+        begins, ends = self.indptr[users], self.indptr[users + 1]
+        offsets = np.zeros(users.size + 1, np.int64)
+        np.cumsum(ends - begins, out=offsets[1:])
+        at = np.arange(int(offsets[-1])) + np.repeat(begins - offsets[:-1], ends - begins)
+        return offsets, self.rows[at]
+
     def own(self, users: Int32Array, rows: Int32Array) -> BoolArray:
         """Return bool[n, count]: whether user n has rows[n, count]."""
         hits = np.zeros(rows.shape, np.bool_)

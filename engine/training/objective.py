@@ -11,10 +11,10 @@ from engine.core.errors import BuildError, ConfigError
 from engine.core.interactions import Interactions
 from engine.core.types import BoolArray, Float32Array, Float64Array, Int32Array
 from engine.models.encoded import Encoded
-from engine.models.options import LISTWISE, TrainingOptions
+from engine.models.options import LISTWISE, WHOLE, TrainingOptions
 from engine.models.spec import HOUR, HOURS, ModelSpec, Side
 from engine.training import losses
-from engine.training.batches import Batch
+from engine.training.batches import Batch, by_task
 from engine.training.data import TrainingData
 from engine.training.export import reads_one, taken
 from engine.training.negatives import (
@@ -26,7 +26,7 @@ from engine.training.negatives import (
     log_expected,
 )
 from engine.training.self_supervised import mutual_information, two_views, view_loss
-from engine.training.towers import COSINE_EPS, Features, ItemTower, Packed, UserTower, tensor
+from engine.training.towers import COSINE_EPS, Features, ItemTower, Packed, UserTower, history, tensor
 
 SHARED_CAP = 4096
 """Most positives of a batch that are negatives of the others: scores are examples times these."""
@@ -68,14 +68,27 @@ class Objective:
         # Sampling follows all that the users did, so that an update by few events knows what is popular.
         weights = matrix.item_counts().astype(np.float64) ** options.popularity_power
         wanted = {source: count for source, count in options.negatives.items() if count}
-        if options.loss == "full_softmax":
+        if spec.prompts and data.clusters is None:
+            raise BuildError("prompts are those of clusters, and there are none")
+        self._tasks = data.clusters if spec.prompts else None
+        if options.loss in WHOLE:
             wanted = {}
             if matrix.items > losses.FULL_SOFTMAX_ITEMS:
                 raise ConfigError(
-                    f"full_softmax reads every item in each step; {matrix.items:,} are more than "
+                    f"{options.loss} reads every item in each step; {matrix.items:,} are more than "
                     f"{losses.FULL_SOFTMAX_ITEMS:,}: take softmax",
                     "training.loss",
                 )
+        self._matrix = matrix
+        if options.loss == "user_softmax":
+            if every or spec.vectors_per_user > 1 or spec.prompts:
+                raise ConfigError(
+                    f"user_softmax needs one vector of a user, not {spec.sequence.kind} or prompts: take full_softmax",
+                    "training.loss",
+                )
+            counts = np.maximum(matrix.item_counts(), 1).astype(np.float64)
+            logs = options.negative_power * np.log(counts / counts.mean())
+            self._counted = self._tensor(logs.astype(np.float32))
         self._wanted = wanted
         self._popular = AliasTable(weights)
         self._clusters = self._rejects = None
@@ -104,6 +117,12 @@ class Objective:
         options = self._options
         if self.streaming is not None:
             self.streaming.update(batch.positives)
+        if self._tasks is not None:
+            made = self._by_task(by_task(batch, self._tasks, self._spec.prompts, self._every), random)
+            return made + options.self_supervised * self._views(random) if options.self_supervised else made
+        if options.loss == "user_softmax":
+            made = self._by_user(batch, random)
+            return made + options.self_supervised * self._views(random) if options.self_supervised else made
         queries, positives, weights, owners = self._examples(batch, random)
         if options.loss == "full_softmax":
             vectors = self._vectors(None, random)
@@ -116,6 +135,54 @@ class Objective:
         if options.self_supervised:
             made = made + options.self_supervised * self._views(random)
         return made
+
+    def _by_task(self, batch: Batch, random: np.random.Generator) -> Tensor:
+        """Return the loss inside the clusters plus the cross-entropy of the intent, each a mean of the same examples."""
+        assert self._tasks is not None
+        assert batch.tasks is not None
+        assert self._user.intent is not None
+        queries, positives, weights, owners = self._examples(batch, random)
+        owners = np.arange(batch.users.size, dtype=np.int32) if owners is None else owners
+        whole = batch.tasks[owners] == self._spec.prompts
+        asked, inside = np.flatnonzero(whole), np.flatnonzero(~whole)
+        logits = self._user.intent(queries[self._tensor(asked)])
+        right = self._tensor(self._tasks[positives[asked]]).long()
+        counts = weights[self._tensor(asked)]
+        intent = (F.cross_entropy(logits, right, reduction="none") * counts).sum() / counts.sum()
+        at = self._tensor(inside)
+        return intent + self._sampled(
+            batch, queries[at], positives[inside], weights[at], owners[inside], random
+        )
+
+    def _by_user(self, batch: Batch, random: np.random.Generator) -> Tensor:
+        """Return `user_softmax`: negatives meet the vector of the whole history, a like that of the others."""
+        options, matrix = self._options, self._matrix
+        begins = np.flatnonzero(np.diff(batch.users, prepend=-1))
+        ends = np.append(begins, batch.users.size)
+        users = batch.users[begins]
+        tied = self._spec.tied_feature
+        table = None if tied is None else self._item.embeddings[str(tied)]
+        length = self._spec.sequence.length if self._spec.sequence.kind != "none" else 0
+        features = self._dropped(taken(self._data.users, users), "user", random)
+        queries = self._user(
+            Features.of(features, self._device), history(matrix, users, length, self._device), table
+        )
+        target, weights = self._tensor(batch.positives).long(), self._tensor(batch.weights)
+        vectors = self._vectors(None, random)
+        if options.history == "whole" or not length:
+            mine = queries.repeat_interleave(self._tensor(np.diff(ends)), 0)
+        else:
+            mine = self._examples(batch, random)[0]
+        scores = (mine * vectors[target]).sum(1) / options.temperature
+        return losses.user_softmax(
+            queries / options.temperature,
+            vectors,
+            self._counted,
+            self._owned.lists(users),
+            scores,
+            ends,
+            weights,
+        )
 
     def _examples(
         self, batch: Batch, random: np.random.Generator
@@ -132,7 +199,8 @@ class Objective:
         history = Packed(self._tensor(batch.history).long(), batch.offsets)
         tied = self._spec.tied_feature
         table = None if tied is None else self._item.embeddings[str(tied)]
-        queries = self._user(Features.of(features, self._device), history, table, every=self._every)
+        tasks = None if batch.tasks is None else self._tensor(batch.tasks).long()
+        queries = self._user(Features.of(features, self._device), history, table, self._every, tasks)
         positives, weights, owners = batch.positives, batch.weights, None
         if self._every:
             owners = np.repeat(np.arange(batch.users.size, dtype=np.int32), np.diff(batch.offsets))
@@ -159,7 +227,10 @@ class Objective:
         in_batch = self._in_batch(count, random)
         listwise = options.loss in LISTWISE or options.loss == "gbce"
         popular = self._wanted.get("popular", 0)
-        drawn = self._popular.draw(random, popular if listwise else 0)
+        if options.loss == "full_softmax":
+            drawn = np.arange(len(self._data.items), dtype=np.int32)  # with tasks; those of the cluster count
+        else:
+            drawn = self._popular.draw(random, popular if listwise else 0)
         pool_only = "interpolated" in self._wanted and not in_batch.size and not drawn.size
         if pool_only:
             drawn = self._popular.draw(random, POOL)
@@ -178,7 +249,7 @@ class Objective:
         positive = (queries * right).sum(1)
         own_scores = torch.einsum("nd,ncd->nc", queries, own_vectors)
         own_hits = self._tensor(own_masked)
-        hits = self._tensor(self._owned.shared(batch.users, shared_rows))
+        hits = self._tensor(self._not_asked(batch, shared_rows))
         rows = None if owners is None else self._tensor(owners).long()
         if "interpolated" in self._wanted:
             mixed = self._interpolated(queries, right, shared, hits if rows is None else hits[rows], random)
@@ -189,7 +260,7 @@ class Objective:
         shift, shifts, own_shifts = self._expected(
             positives, shared_rows, own, in_batch.size, popular, listwise
         )
-        if options.loss == "softmax" and shared_rows.size:
+        if options.loss in LISTWISE and shared_rows.size:
             # The hard negatives beside are masked by -inf, and are no draws of the corpus: not corrected.
             beside = torch.cat(
                 [(positive - shift).unsqueeze(1), own_scores.masked_fill(own_hits, -torch.inf)], 1
@@ -197,7 +268,7 @@ class Objective:
             return losses.shared_softmax(queries, shared, shifts, hits, rows, beside, weights)
         negative = torch.cat([queries @ shared.T, own_scores], 1)
         masked = torch.cat([hits if rows is None else hits[rows], own_hits], 1)
-        if options.loss == "softmax":
+        if options.loss in LISTWISE:
             return losses.softmax(positive, negative, masked, weights)
         if options.loss == "bce":
             return losses.bce(positive, negative, masked, weights)
@@ -238,7 +309,17 @@ class Objective:
             rows, found = self._rejects.draw(random, users, self._wanted["reject"])
             parts.append(rows)
             gone.append(self._owned.own(users, rows) | ~found[:, None])
-        return np.concatenate(parts, 1), np.concatenate(gone, 1)
+        own, masked = np.concatenate(parts, 1), np.concatenate(gone, 1)
+        if self._tasks is not None:
+            masked |= self._tasks[own] != self._tasks[positives][:, None]
+        return own, masked
+
+    def _not_asked(self, batch: Batch, shared: Int32Array) -> BoolArray:
+        """Return bool[n, m]: which shared negatives a history has not: its user has the item, or its task is another."""
+        hits = self._owned.shared(batch.users, shared)
+        if self._tasks is not None and batch.tasks is not None:
+            hits |= self._tasks[shared] != batch.tasks[:, None]
+        return hits
 
     def _expected(
         self,

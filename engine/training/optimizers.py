@@ -55,6 +55,14 @@ class Optimizer:
         for rows in self._rows.values():
             rows.table.grad = None
 
+    def set_rate(self, rate: float) -> None:
+        """Use another step size from now on."""
+        if self._dense is not None:
+            for group in self._dense.param_groups:
+                group["lr"] = rate
+        for rows in self._rows.values():
+            rows.rate = rate
+
     def step(self) -> None:
         """Move what has a gradient."""
         if self._dense is not None:
@@ -81,7 +89,7 @@ class _Rows:
     """Lazy Adam of one table on the CPU."""
 
     def __init__(self, table: nn.Parameter, rate: float, decay: float, decoupled: bool) -> None:
-        self.table, self._rate, self._decay, self._decoupled = table, rate, decay, decoupled
+        self.table, self.rate, self._decay, self._decoupled = table, rate, decay, decoupled
         size, width = table.shape
         self._first = np.zeros((size, width), np.float32)
         self._second = np.zeros((size, width), np.float32)
@@ -100,7 +108,7 @@ class _Rows:
             )
         row_adam(
             indices, values, self.table.detach().numpy(), self._first, self._second, self._steps, self._slots,
-            np.empty(min(indices.size, self._slots.size), np.int64), self._sums, self._rate, self._decay,
+            np.empty(min(indices.size, self._slots.size), np.int64), self._sums, self.rate, self._decay,
             self._decoupled,
         )  # fmt: skip
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from engine.core.types import AnyArray, Int64Array
+from engine.core.interactions import Interactions
+from engine.core.types import AnyArray, Int32Array, Int64Array
 from engine.models.encoded import Encoded, EncodedUsers
 from engine.models.spec import ModelSpec, Side, tower_shape
 from engine.training.pooling import pooled
@@ -85,6 +86,15 @@ def tensor(array: AnyArray, device: torch.device | str = "cpu") -> Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy()).to(device)
 
 
+def history(matrix: Interactions, users: Int32Array, length: int, device: torch.device) -> Packed:
+    """Return the newest items of users, oldest first, as serving gives them to the tower."""
+    lengths = np.minimum(matrix.indptr[users + 1] - matrix.indptr[users], length)
+    offsets = np.zeros(users.size + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    at = np.repeat(matrix.indptr[users] + lengths - 1 + offsets[:-1], lengths) - np.arange(int(offsets[-1]))
+    return Packed(tensor(matrix.rows[at] + np.int32(1), device).long(), offsets)
+
+
 def build_user_tower(spec: ModelSpec, dropout: float = 0.0) -> UserTower:
     """Return the user tower of a specification, freshly initialised from torch's random generator."""
     return UserTower(spec, dropout)
@@ -110,7 +120,7 @@ class _Tower(nn.Module):
                 if not feature.floats
             }
         )
-        self.fields = shape.fields
+        self.fields, self.summed = shape.fields, shape.summed
         crosses: dict[str, type[_DeepCross] | type[_Senet]] = {
             "dcn": _DeepCross,
             "senet": _Senet,
@@ -132,6 +142,11 @@ class _Tower(nn.Module):
         return made
 
     def _head(self, fields: list[Tensor], numbers: Tensor) -> Tensor:
+        if self.summed:
+            total = fields[0]
+            for field in fields[1:]:
+                total = total + field
+            fields = [total]
         parts = [*fields, numbers] if numbers.shape[1] else fields
         x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
         if self.cross is not None:
@@ -162,9 +177,15 @@ class UserTower(_Tower):
     def __init__(self, spec: ModelSpec, dropout: float = 0.0) -> None:
         super().__init__(spec, "user", dropout)
         self.sequence = None if spec.sequence.kind == "none" else _Sequence(spec, dropout)
+        self.intent = _linear(spec.dimension, spec.prompts) if spec.prompts else None
 
     def forward(
-        self, features: Features, history: Packed, items: nn.Embedding | None = None, every: bool = False
+        self,
+        features: Features,
+        history: Packed,
+        items: nn.Embedding | None = None,
+        every: bool = False,
+        tasks: Tensor | None = None,
     ) -> Tensor:
         """Return the query vectors.
 
@@ -173,6 +194,7 @@ class UserTower(_Tower):
             history: what they did.
             items: the item tower's table of ids where the sequence shares it (`tie_items`).
             every: give a vector for every prefix of every history, instead of the whole ones alone (gru, sasrec).
+            tasks: int64[n], the prompt of each history; where the tower has prompts.
 
         Returns:
             float32[n * interests, dimension], a user's interests one after the other; with `every` float32[t, dimension],
@@ -181,7 +203,7 @@ class UserTower(_Tower):
         fields, numbers = self._embedded(features), features.numbers
         if self.sequence is None:
             return self._head(fields, numbers)
-        vectors = self.sequence(history, items, every)
+        vectors = self.sequence(history, items, every, tasks)
         if every or self.spec.vectors_per_user > 1:
             # Each vector of a sequence goes through the rest as a row of its own, beside its user's features.
             repeats = (
@@ -202,6 +224,11 @@ class _Sequence(nn.Module):
         sequence = spec.sequence
         self.kind, self.width, self.dropout = sequence.kind, sequence.width, dropout
         self.items = None if spec.tied_feature is not None else _table(spec.items + 1, sequence.width)
+        self.exponent = sequence.length_exponent
+        if sequence.weighted:
+            self.register_buffer("weights", torch.ones(spec.items + 1))
+        # At first a prompt changes nothing: every task begins as the one tower without prompts.
+        self.prompts = nn.Parameter(torch.ones(spec.prompts + 1, self.width)) if spec.prompts else None
         if self.kind == "attention":
             self.query = nn.Parameter(torch.randn(self.width) / math.sqrt(self.width))
         elif self.kind == "gru":
@@ -216,17 +243,32 @@ class _Sequence(nn.Module):
             self.hidden = _linear(self.width, 4 * self.width, bias=False)
             self.heads = _linear(4 * self.width, sequence.interests, bias=False)
 
-    def forward(self, history: Packed, tied: nn.Embedding | None, every: bool) -> Tensor:
+    def weigh(self, counts: Int64Array, exponent: float) -> None:
+        """Set the weights of a weighted mean from int64[items], how many users like each item."""
+        weights = np.maximum(counts, 1).astype(np.float64) ** -exponent
+        self.get_buffer("weights")[1:] = torch.from_numpy(weights.astype(np.float32))
+
+    def forward(
+        self, history: Packed, tied: nn.Embedding | None, every: bool, tasks: Tensor | None
+    ) -> Tensor:
         table = tied if self.items is None else self.items
         if table is None:
             raise ValueError("the sequence shares the item tower's table: give it")
         if every and self.kind not in ("gru", "sasrec"):
             raise ValueError(f"{self.kind} has no vector per position")
+        prompts = None if self.prompts is None or tasks is None else self.prompts[tasks]
         if self.kind == "mean":
-            return pooled(table, history.codes, history.offsets)
+            weights = dict(self.named_buffers()).get("weights")
+            mean = pooled(table, history.codes, history.offsets, weights, self.exponent)
+            return mean if prompts is None else mean * prompts
+        if prompts is not None:
+            lengths = torch.as_tensor(history.lengths, device=prompts.device)
+            prompts = prompts.repeat_interleave(lengths, 0)
         if self.kind == "sasrec":
-            return self._sasrec(history, table, every)
+            return self._sasrec(history, table, every, prompts)
         embedded = table(history.codes)
+        if prompts is not None:
+            embedded = embedded * prompts
         if self.kind == "gru":
             return self._gru(embedded, history, every)
         padded, real = _padded(embedded, history)
@@ -261,11 +303,14 @@ class _Sequence(nn.Module):
         at = torch.as_tensor(present, device=embedded.device)
         return embedded.new_zeros(lengths.size, self.width).index_copy(0, at, whole)
 
-    def _sasrec(self, history: Packed, table: nn.Embedding, every: bool) -> Tensor:
+    def _sasrec(self, history: Packed, table: nn.Embedding, every: bool, prompts: Tensor | None) -> Tensor:
         lengths, device = history.lengths, table.weight.device
         plan = _plan(lengths, history.offsets)
-        codes = history.codes if plan.order is None else history.codes[_index(plan.order, device)]
-        x = table(codes) * math.sqrt(self.width) + self.positions(_index(plan.ages, device))
+        order = None if plan.order is None else _index(plan.order, device)
+        x = table(history.codes if order is None else history.codes[order]) * math.sqrt(self.width)
+        if prompts is not None:
+            x = x * (prompts if order is None else prompts[order])
+        x = x + self.positions(_index(plan.ages, device))
         x = dropped(x, self.dropout, self.training)
         for block in self.blocks:
             x = block(x, plan)

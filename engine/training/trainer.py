@@ -17,10 +17,10 @@ from torch import nn
 from engine.core.channel import Progress
 from engine.core.errors import BuildError
 from engine.core.types import AnyArray, Float64Array
-from engine.models.options import Mode, TrainingOptions
+from engine.models.options import WHOLE, Mode, TrainingOptions
 from engine.models.spec import ModelSpec
 from engine.training import checkpoint, curves, export
-from engine.training.batches import Batch, Pairs, Sequences, keep_probabilities
+from engine.training.batches import Batch, ByUser, Pairs, Sequences, keep_probabilities
 from engine.training.data import TrainingData
 from engine.training.objective import Objective
 from engine.training.optimizers import Optimizer, lazy_tables
@@ -154,6 +154,8 @@ class _Run:
         if mode != "full" and start is not None:
             _begin_at(self._user, start, "user.")
             _begin_at(self._item, start, "item.")
+        if self._user.sequence is not None and spec.sequence.weighted:
+            self._user.sequence.weigh(data.interactions.item_counts(), spec.sequence.item_exponent)
         self._user.to(self._device)
         self._item.to(self._device)
         self._optimizer = self._make_optimizer()
@@ -175,8 +177,9 @@ class _Run:
                 state.best = state.epoch
             else:
                 found = recall(
-                    self._spec, self._user, self._item, self._data, self._held_out, options.recall_at
-                )
+                    self._spec, self._user, self._item, self._data, self._held_out, options.recall_at,
+                    options.temperature,
+                )  # fmt: skip
                 if found > max(state.curves["recall"], default=-1.0):
                     state.best = state.epoch
                     self._kept = {name: value.detach().clone() for name, value in self._weights().items()}
@@ -206,6 +209,7 @@ class _Run:
         total, done, running = 0.0, 0, 0.0
         for number, batch in enumerate(self._batches.epoch(epoch)):
             if batch.weights.any():
+                self._optimizer.set_rate(self._rate(epoch, number, batches))
                 loss = self._step(batch, epoch, number)
                 total, done = total + loss, done + 1
                 running = loss if done == 1 else FADE * running + (1 - FADE) * loss
@@ -218,6 +222,15 @@ class _Run:
                     )
             self._progress.advance()
         return total / max(done, 1)
+
+    def _rate(self, epoch: int, number: int, batches: int) -> float:
+        """Return the step size of a batch."""
+        options = self._options
+        done = (epoch + number / batches) / self._epochs
+        rate = options.learning_rate * (1 - done if options.decay == "linear" else 1)
+        if options.warmup:
+            rate *= min(1.0, (done + 1 / (batches * self._epochs)) / options.warmup)
+        return rate
 
     def _step(self, batch: Batch, epoch: int, number: int) -> float:
         seeds = np.random.SeedSequence((self._options.seed, epoch, number))
@@ -271,7 +284,7 @@ class _Run:
             for side, tower in (("user", self._user), ("item", self._item))
             for name, module in tower.named_modules()
             # A loss over the whole catalogue reads the item tower's tables whole.
-            if side == "user" or options.loss != "full_softmax"
+            if side == "user" or options.loss not in WHOLE
         ]
         lazy = lazy_tables(tables, self._device)
         return Optimizer(parameters, lazy, options.optimizer, options.learning_rate, options.weight_decay)
@@ -342,14 +355,16 @@ def _batches(
     ).astype(np.float64)
     if every:
         return Sequences(matrix, weights, data.examples, length, keep, options.batch, options.seed), counted
-    past = timed if options.history == "auto" else options.history == "past"
+    by_user = options.loss == "user_softmax"
+    past = timed and not by_user if options.history == "auto" else options.history == "past"
     if past and not timed:
         raise BuildError('training.history = "past" needs times, and this log has none')
     in_order = mode == "incremental" and timed
-    return (
-        Pairs(matrix, weights, data.examples, length, past, keep, options.batch, options.seed, in_order),
-        counted,
-    )
+    kind = ByUser if by_user else Pairs
+    if options.history == "whole":
+        length = 0  # the history is read once for each user, not for each pair
+    batches = kind(matrix, weights, data.examples, length, past, keep, options.batch, options.seed, in_order)
+    return batches, counted
 
 
 def _id_tables(spec: ModelSpec) -> set[str]:

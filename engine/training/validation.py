@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from engine.core.interactions import Interactions
 from engine.core.types import BoolArray, Int32Array, Int64Array
 from engine.models.spec import ModelSpec
 from engine.training.data import TrainingData
 from engine.training.export import item_vectors, taken
-from engine.training.towers import Features, ItemTower, Packed, UserTower, tensor
+from engine.training.towers import Features, ItemTower, Packed, UserTower, history, tensor
 
 USERS = 512
 """Users whose scores are computed at once."""
@@ -62,9 +63,19 @@ def _without(matrix: Interactions, keep: BoolArray) -> Interactions:
 
 
 def recall(
-    spec: ModelSpec, user: UserTower, item: ItemTower, data: TrainingData, held_out: HeldOut, at: int
+    spec: ModelSpec,
+    user: UserTower,
+    item: ItemTower,
+    data: TrainingData,
+    held_out: HeldOut,
+    at: int,
+    temperature: float = 1.0,
 ) -> float:
-    """Return Recall@`at`: how many of the held-out items are among the best that the user does not have yet."""
+    """Return Recall@`at`: how many of the held-out items are among the best that the user does not have yet.
+
+    Where there are tasks an item's score is the log of p(its cluster) p(the item inside it), as the loss has both; its
+    scores are divided by `temperature`.
+    """
     device = next(item.parameters()).device
     vectors = tensor(item_vectors(spec, item, data.items), device)
     matrix = data.interactions
@@ -76,8 +87,11 @@ def recall(
         for begin in range(0, held_out.users.size, USERS):
             rows = held_out.users[begin : begin + USERS]
             features = Features.of(taken(data.users, rows), device)
-            queries = user(features, history(matrix, rows, spec.sequence.length, device), table)
-            scores = queries @ vectors.T
+            done = history(matrix, rows, spec.sequence.length, device)
+            if spec.prompts and data.clusters is not None:
+                scores = _by_task(user, features, done, table, vectors / temperature, data.clusters)
+            else:
+                scores = user(features, done, table) @ vectors.T
             if spec.vectors_per_user > 1:
                 scores = scores.view(rows.size, spec.vectors_per_user, -1).amax(1)
             lengths = matrix.indptr[rows + 1] - matrix.indptr[rows]
@@ -92,13 +106,30 @@ def recall(
     return hits / max(held_out.users.size, 1)
 
 
-def history(matrix: Interactions, users: Int32Array, length: int, device: torch.device) -> Packed:
-    """Return the newest items of users, oldest first, as serving gives them to the tower."""
-    lengths = np.minimum(matrix.indptr[users + 1] - matrix.indptr[users], length)
-    offsets = np.zeros(users.size + 1, np.int64)
-    np.cumsum(lengths, out=offsets[1:])
-    at = np.repeat(matrix.indptr[users] + lengths - 1 + offsets[:-1], lengths) - np.arange(int(offsets[-1]))
-    return Packed(tensor(matrix.rows[at] + np.int32(1), device).long(), offsets)
+def _by_task(
+    user: UserTower,
+    features: Features,
+    done: Packed,
+    table: nn.Embedding | None,
+    vectors: Tensor,
+    clusters: Int32Array,
+) -> Tensor:
+    """Return float32[n, items]: the log of the probability of each item."""
+    assert user.intent is not None
+    prompts = user.spec.prompts
+
+    def queries(task: int) -> Tensor:
+        tasks = torch.full((len(done),), task, dtype=torch.long, device=vectors.device)
+        made: Tensor = user(features, done, table, tasks=tasks)
+        return made
+
+    shares = torch.log_softmax(user.intent(queries(prompts)), 1)
+    scores = vectors.new_empty(len(done), vectors.shape[0])
+    for task in range(prompts):
+        rows = tensor(np.flatnonzero(clusters == task), vectors.device)
+        inside = torch.log_softmax(queries(task) @ vectors[rows].T, 1)
+        scores[:, rows] = inside + shares[:, task : task + 1]
+    return scores
 
 
 def _entries(begins: Int64Array, lengths: Int64Array) -> Int64Array:

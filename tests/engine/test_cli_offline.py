@@ -153,6 +153,26 @@ def test_eval_merges_as_it_is_told(recall: Recall) -> None:
     assert merged("--merge", "snake") > 0
 
 
+def test_eval_with_seeds_gives_means_and_deviations(recall: Recall, tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="training needs the extra train")
+    params = tmp_path / "small.toml"
+    params.write_text(
+        "[two_tower]\ndimension = 8\nsequence = { kind = 'mean', width = 8 }\ntraining.epochs = 1\n"
+    )
+    options = ("--channels", "two_tower", "--at", "20", "--params", params, "--seeds", "1,2")
+    found = one_object(recall("eval", sample_path(), *options, "--json")[1])
+    assert found["seeds"] == [1, 2]
+    assert [run["seed"] for run in found["runs"]] == [1, 2]
+    values = [run["channels"]["two_tower"]["recall@20"] for run in found["runs"]]
+    assert values[0] != values[1]
+    assert found["channels"]["two_tower"]["recall@20"] == pytest.approx(np.mean(values))
+    assert found["deviation"]["channels"]["two_tower"]["recall@20"] == pytest.approx(np.std(values, ddof=1))
+    code, out, _ = recall("eval", sample_path(), *options)
+    assert code == 0
+    assert re.search(r"^two_tower +0\.\d{4} ±0\.\d{4}", out, re.MULTILINE)
+    assert "means of seeds 1, 2" in out
+
+
 def test_eval_on_validation_is_another_cut(recall: Recall) -> None:
     options = ("--channels", "itemcf", "--at", "20", "--json")
     test, validation = (
@@ -198,6 +218,8 @@ def test_users_without_history_get_the_fallback(recall: Recall, tmp_path: Path) 
         (["--rank-constant", "-1"], "--rank-constant: expected a number above 0"),
         (["--part", "train"], "--part: expected validation or test"),
         (["--params", "nope.toml"], "nope.toml: cannot be read"),
+        (["--channels", "itemcf", "--seeds", "1,2"], "--seeds: means nothing: none of itemcf is trained"),
+        (["--channels", "itemcf", "--seeds", "1"], "--seeds: expected two seeds or more"),
         (["--cache", "/dev/null/x"], "cannot be used as a cache"),
     ],
 )

@@ -226,9 +226,19 @@ def test_channel_options_are_replaced_in_a_copy() -> None:
     assert isinstance(tuned, Config)
 
 
+def test_options_may_declare_a_channel_that_is_installed() -> None:
+    config = load_config()
+    assert "two_tower" not in config.channels
+    with_it = config.with_channel_options({"two_tower": {"trigger_items": 8}})
+    kind, options = with_it.channel("two_tower")
+    assert (kind.__name__, options.trigger_items) == ("TwoTower", 8)  # type: ignore[attr-defined]
+    assert "two_tower" not in config.channel_types
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
+        ({"two_tower": {"nope": 1}}, "params.two_tower.nope"),
         ({"nope": {}}, "params.nope"),
         ({"itemcf": {"nope": 1}}, "params.itemcf.nope"),
         ({"itemcf": {"neighbours": 0}}, "params.itemcf.neighbours"),

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from engine.core.errors import SnapshotError
 from engine.models.dense import dense
 from engine.models.encoded import Encoded, EncodedUsers, Multi
-from engine.models.reference import item_vectors, random_weights, user_vectors
+from engine.models.reference import intent, item_vectors, random_weights, user_vectors
 from engine.models.spec import Feature, ModelSpec, SequenceSpec
 from engine.models.towers import ItemTower, UserTower
 
@@ -34,6 +34,23 @@ SPECS = {
     "matrix factorisation": ModelSpec(user_features=USER[:1], **ID_ONLY, metric="inner"),
     "mlp": ModelSpec(**BOTH, hidden=(13, 7), item_hidden=(11,)),
     "no hidden layer": ModelSpec(**BOTH),
+    "weighted mean": ModelSpec(
+        **ID_ONLY,
+        sequence=SequenceSpec(kind="mean", width=WIDTH, length=6, item_exponent=0.5, length_exponent=0.5),
+    ),
+    "sums": ModelSpec(
+        **BOTH,
+        join="sum",
+        item_join="sum",
+        sequence=SequenceSpec(kind="mean", width=WIDTH, length=6, length_exponent=0.5),
+        hidden=(9,),
+    ),
+    "an id and a mean": ModelSpec(
+        user_features=USER[:1],
+        join="sum",
+        **ID_ONLY,
+        sequence=SequenceSpec(kind="mean", width=WIDTH, length=6),
+    ),
     **{
         kind: ModelSpec(**ID_ONLY, sequence=SequenceSpec(kind=kind, width=WIDTH, length=6, heads=2))
         for kind in ("mean", "attention", "gru", "sasrec", "comirec")
@@ -54,6 +71,16 @@ SPECS = {
         )
         for cross in ("dcn", "senet", "fibinet")
     },
+}
+
+PROMPTED = {
+    **{
+        kind: ModelSpec(**ID_ONLY, sequence=SequenceSpec(kind=kind, width=WIDTH, length=6), prompts=3)
+        for kind in ("mean", "attention", "gru", "sasrec")
+    },
+    "in a tower": ModelSpec(
+        **BOTH, sequence=SequenceSpec(kind="sasrec", width=WIDTH, length=6), hidden=(9,), prompts=3
+    ),
 }
 
 
@@ -124,6 +151,23 @@ def test_a_batch_is_its_queries_alone_bit_for_bit(name):
         assert tower.vectors(alone(users, q)).tobytes() == together[q * each : (q + 1) * each].tobytes()
 
 
+@pytest.mark.parametrize("name", PROMPTED)
+def test_a_prompt_multiplies_every_item_and_the_intent_is_a_softmax(name):
+    spec = PROMPTED[name]
+    arrays = random_weights(spec)
+    tower, users = UserTower.load(spec, arrays), users_of(spec, 9)
+    tasks = (np.arange(9) % 4).astype(np.int32)
+    vectors = tower.vectors(users, tasks)
+    np.testing.assert_allclose(vectors, user_vectors(spec, arrays, users, tasks), atol=2e-5, rtol=1e-4)
+    shares = tower.intent(vectors)
+    np.testing.assert_allclose(shares, intent(spec, arrays, vectors), atol=1e-6)
+    np.testing.assert_allclose(shares.sum(1), 1, atol=1e-6)
+    for q in range(9):
+        one = tower.vectors(alone(users, q), tasks[q : q + 1])
+        assert one.tobytes() == vectors[q : q + 1].tobytes()
+        assert tower.intent(one).tobytes() == shares[q : q + 1].tobytes()
+
+
 @given(n=st.integers(1, 9), terms=st.integers(1, 19), columns=st.integers(1, 40), seed=st.integers(0, 99))
 @settings(max_examples=60, deadline=None)
 def test_a_product_is_one_of_matrices_and_a_row_of_it_does_not_know_its_neighbours(n, terms, columns, seed):
@@ -167,6 +211,7 @@ def test_weights_that_the_specification_does_not_mean_are_refused(change):
         ({"user_features": []}, "a feature or a sequence"),
         ({"user_features": [{"name": "a", "kind": "id"}] * 2}, "twice"),
         ({"user_features": [{"name": "a", "kind": "id"}], "cross": "fibinet"}, "two or more fields"),
+        ({"user_features": [{"name": "a", "kind": "id"}], "prompts": 2}, "prompts need a sequence"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(values, says):

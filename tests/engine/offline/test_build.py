@@ -329,7 +329,7 @@ def test_events_of_the_kinds_that_are_read_are_kept_up_to_the_time_of_the_cut():
     options = {"training": {"event_weights": {"like": 2.0}}, "rejects": ["reject"]}
     config = config_of({"popular": {}, "two_tower": options})
     log = log_of([(0, 1, "click", 5), (0, 2, "like", 6), (1, 0, "reject", 7), (1, 1, "like", 8)], 2, 3)
-    events = events_read(config, ["popular", "two_tower"], log, until=7)
+    events = events_read(config, ["popular", "two_tower"], log, log.timestamps <= 7)
     assert events.kind_names == ("like", "reject")
     assert events.items.tolist() == [2, 0]
     assert events.kinds.tolist() == [0, 1]

@@ -97,6 +97,28 @@ def test_a_cut_is_what_its_definition_says(protocol, part, events):
     assert lists_of(split.cold_truth) == [wanted[user][1] for user in cold]
 
 
+@pytest.mark.parametrize("part", ["validation", "test"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+@given(events=logs())
+@settings(deadline=None, max_examples=60)
+def test_no_event_is_known_that_comes_with_or_after_what_should_be_found(protocol, part, events):
+    split = cut_or_none(log_of(events, USERS, ITEMS, split=True), protocol, part)
+    if split is None:
+        return
+    known, truth = pairs_of(split)
+    last = {user: max(e[3] for e in events if (e[0], e[1]) == (user, item)) for user, item in truth}
+    for event, seen in zip(events, split.seen.tolist(), strict=True):
+        user, item, kind, time, name = event
+        if protocol == "fixed-split":
+            assert not seen or name in ("train", "tune")
+        elif user in last:
+            assert not seen or time <= last[user]
+        if protocol == "leave-one-out":
+            assert not (seen and (user, item) in truth)
+        if (user, item) in known and kind != "view" and protocol != "fixed-split":
+            assert seen or protocol == "temporal"
+
+
 def pairs_of(split):
     """The (user, item) pairs that are known, and those that should be found."""
     known = {(user, item) for user, mine in enumerate(likes_of(split.known)) for item in mine}

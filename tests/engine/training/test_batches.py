@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.core.interactions import Interactions
-from engine.training.batches import Pairs, Sequences, keep_probabilities
+from engine.training.batches import ByUser, Pairs, Sequences, by_task, keep_probabilities
 
 
 def matrix(lists, items=50, timed=True):
@@ -51,6 +51,51 @@ def test_a_history_is_what_the_user_did_without_the_positive(lists, length, past
                 assert any(history == twice[k : k + len(history)] for k in range(len(others) + 1))
             seen.append(int(batch.entries[n]))
     assert sorted(seen) == list(range(data.entries))
+
+
+@settings(max_examples=60, deadline=None)
+@given(users, st.integers(0, 6), st.integers(1, 5))
+def test_by_user_all_pairs_of_a_user_stand_together(lists, length, size):
+    data = matrix(lists)
+    plan = ByUser(data, ones(data), None, length, False, None, size, seed=1)
+    batches = list(plan.epoch(0))
+    assert len(batches) == plan.batches(0)
+    met = []
+    for batch in batches:
+        turns = [user for at, user in enumerate(batch.users) if at == 0 or user != batch.users[at - 1]]
+        assert len(turns) == size or batch is batches[-1]
+        met += turns
+    assert sorted(met) == [user for user, mine in enumerate(lists) if mine]
+    assert sorted(entry for batch in batches for entry in batch.entries) == list(range(data.entries))
+
+
+@settings(max_examples=60, deadline=None)
+@given(users, st.integers(1, 6), st.integers(1, 5), st.booleans())
+def test_by_task_each_positive_is_learnt_once_in_its_cluster_and_once_by_the_intent(
+    lists, length, size, every
+):
+    data = matrix(lists)
+    clusters = (np.arange(50) % 3).astype(np.int32)
+    if every:
+        plan = Sequences(data, ones(data), None, length, None, size, seed=1)
+    else:
+        plan = Pairs(data, ones(data), None, length, True, None, size, seed=1)
+    for batch in plan.epoch(0):
+        made = by_task(batch, clusters, 3, every)
+        learnt = []
+        for n, task in enumerate(made.tasks.tolist()):
+            begin, end = made.offsets[n : n + 2].tolist()
+            own = list(batch.users).index(made.users[n]) if every else n % batch.users.size
+            first = int(batch.offsets[own])
+            assert made.history[begin:end].tolist() == batch.history[first : first + end - begin].tolist()
+            for p in range(begin, end) if every else [n]:
+                if made.weights[p]:
+                    assert task in (3, clusters[made.positives[p]])
+                    assert data.rows[made.entries[p]] == made.positives[p]
+                    learnt.append((int(made.entries[p]), task == 3))
+            assert not every or made.weights[end - 1], "a copy ends where its last positive is"
+        wanted = [(int(entry), whole) for entry in batch.entries for whole in (False, True)]
+        assert sorted(learnt) == sorted(wanted)
 
 
 @settings(max_examples=60, deadline=None)

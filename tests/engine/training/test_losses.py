@@ -101,6 +101,28 @@ def test_the_full_softmax_in_chunks_is_cross_entropy(monkeypatch, chunk):
 
 
 @pytest.mark.parametrize("chunk", [1, 1 << 20])
+def test_the_softmax_by_users_is_that_of_each_like_against_what_the_user_does_not_have(monkeypatch, chunk):
+    monkeypatch.setattr(losses, "USER_CELLS", chunk)
+    random = np.random.default_rng(4)
+    users = 40
+    has = random.random((users, ITEMS)) < 0.3
+    has[3] = True  # a user without any negative
+    likes = random.integers(0, 4, users)
+    ends = np.concatenate([[0], np.cumsum(likes)])
+    queries, items = vectors(users, D), vectors(ITEMS, D, seed=1)
+    scores, shifts = vectors(int(ends[-1]), seed=2), torch.linspace(-1, 1, ITEMS)
+    weights = torch.linspace(0.1, 2, int(ends[-1]))
+    owners = torch.from_numpy(np.repeat(np.arange(users), likes))
+    negatives = (queries @ items.T + shifts)[owners]
+    wanted = losses.softmax(scores, negatives, torch.from_numpy(has)[owners], weights)
+    own = np.concatenate([[0], np.cumsum(has.sum(1))]), np.nonzero(has)[1].astype(np.int32)
+    found = losses.user_softmax(queries, items, shifts, own, scores, ends, weights)
+    inputs = (queries, items, scores)
+    for mine, theirs in zip(gradients(found, *inputs), gradients(wanted, *inputs), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 20])
 @pytest.mark.parametrize("owned", [False, True])
 def test_shared_negatives_in_chunks_are_the_softmax(monkeypatch, chunk, owned):
     monkeypatch.setattr(losses, "CHUNK_CELLS", chunk)

@@ -67,14 +67,19 @@ def test_the_state_of_an_optimizer_goes_on_where_it_was():
     assert torch.equal(made[0], made[1])
 
 
-def test_the_pooled_gradient_is_torchs():
+@pytest.mark.parametrize("exponent", [None, 0.5])
+def test_the_pooled_gradient_is_torchs(exponent):
     offsets = np.array([0, 3, 3, 4, 8], np.int64)
     codes = torch.tensor([1, 1, 2, 8, 0, 2, 5, 1])
     scale = torch.linspace(-1, 1, 4 * WIDTH).view(4, WIDTH)
     made = []
     for sparse in (False, True):
         embedding = table(sparse)
-        means = pooled(embedding, codes, offsets)
+        weights = None if exponent is None else torch.linspace(0.1, 2, embedding.num_embeddings)
+        means = pooled(embedding, codes, offsets, weights, exponent or 1.0)
+        if weights is not None:
+            last = (weights[codes[4:], None] * embedding.weight[codes[4:]]).sum(0) / 4**exponent
+            torch.testing.assert_close(means[3], last)
         assert torch.equal(means[1], torch.zeros(WIDTH))
         (means * scale).sum().backward()
         made.append((means.detach(), embedding.weight.grad.to_dense()))

@@ -38,6 +38,15 @@ def sequence(kind, length=20):
 SPECS = {
     "ids": ModelSpec(user_features=USER[:1], **ALONE, metric="inner"),
     "mlp": ModelSpec(**BOTH, hidden=(13, 7), item_hidden=(11,)),
+    "sums": ModelSpec(
+        **BOTH, join="sum", item_join="sum", sequence=SequenceSpec(kind="mean", width=WIDTH, length=20)
+    ),
+    "weighted mean": ModelSpec(
+        user_features=USER[:1],
+        join="sum",
+        **ALONE,
+        sequence=SequenceSpec(kind="mean", width=WIDTH, length=20, item_exponent=0.5, length_exponent=0.5),
+    ),
     **{kind: ModelSpec(**ALONE, sequence=sequence(kind), metric="inner") for kind in KINDS},
     **{
         f"{kind} in a tower": ModelSpec(**BOTH, sequence=sequence(kind), hidden=(9,), tie_items=False)
@@ -83,6 +92,8 @@ def towers(spec):
         for tower in (user, item):
             for value in tower.parameters():
                 value.add_(torch.randn(value.shape) * 0.3)
+        if spec.sequence.weighted:
+            user.sequence.weigh(np.arange(ITEMS), spec.sequence.item_exponent)
     return user.eval(), item.eval()
 
 
@@ -101,6 +112,20 @@ def test_torch_and_numpy_give_the_same_vectors(name):
     assert queries.shape == (USERS * spec.vectors_per_user, spec.dimension)
     assert served.UserTower.load(spec, made).vectors(users) == pytest.approx(queries, abs=1e-4)
     assert served.ItemTower.load(spec, made).vectors(items) == pytest.approx(made["item_vectors"], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mean", "attention", "gru", "sasrec"])
+def test_torch_and_numpy_agree_on_prompts_and_intents(kind):
+    spec = ModelSpec(**BOTH, sequence=sequence(kind), hidden=(9,), tie_items=False, prompts=3)
+    user, item = towers(spec)
+    users, tasks = users_of(spec), (np.arange(USERS) % 4).astype(np.int32)
+    made = arrays(spec, user, item, encoded(spec, "item", ITEMS, 3))
+    with torch.no_grad():
+        queries = user(Features.of(users), Packed.of(users), tasks=torch.from_numpy(tasks).long())
+        shares = torch.softmax(user.intent(queries), 1).numpy()
+    numpy = served.UserTower.load(spec, made)
+    assert numpy.vectors(users, tasks) == pytest.approx(queries.numpy(), abs=1e-4)
+    assert numpy.intent(queries.numpy()) == pytest.approx(shares, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["gru", "sasrec"])

@@ -95,6 +95,7 @@ def apart(trained):
 LOSSES = {
     "softmax": {"negatives": {"in_batch": 1}, "logq": "streaming"},
     "full_softmax": {},
+    "user_softmax": {"negative_power": -0.3},
     "bce": {"negatives": {"popular": 3}},
     "gbce": {"negatives": {"popular": 16}},
     "nce": {"negatives": {"popular": 8}},
@@ -111,6 +112,14 @@ def test_every_loss_finds_the_groups(loss):
 
 SPECS = {
     "matrix factorisation": spec("none", users=(USER_ID,)),
+    "an id and a weighted mean": ModelSpec(
+        user_features=(USER_ID,),
+        item_features=(ITEM_ID,),
+        dimension=WIDTH,
+        items=ITEMS,
+        join="sum",
+        sequence=SequenceSpec(kind="mean", width=WIDTH, length=8, item_exponent=0.5, length_exponent=0.5),
+    ),
     "attention": spec("attention"),
     "gru": spec("gru", metric="inner"),
     "sasrec": spec("sasrec", metric="inner"),
@@ -132,6 +141,41 @@ def test_every_tower_learns(name):
         assert apart(trained) > 0.2
     assert trained.arrays["item_vectors"].shape == (ITEMS, WIDTH)
     assert all(array.dtype == np.float32 for array in trained.arrays.values())
+
+
+def test_the_whole_history_teaches_by_user_what_the_others_do():
+    options = FAST.model_copy(update={"loss": "user_softmax", "batch": 16})
+    of = SPECS["an id and a weighted mean"]
+    others, whole = (
+        apart(run(of, options.model_copy(update={"history": name}))) for name in ("others", "whole")
+    )
+    assert min(others, whole) > 0.4
+
+
+def test_weights_of_a_mean_are_those_of_the_counts():
+    trained = run(SPECS["an id and a weighted mean"], FAST.model_copy(update={"epochs": 1}))
+    counts = data().interactions.item_counts()
+    assert trained.arrays["user.sequence.weights"][1:] == pytest.approx(counts**-0.5)
+
+
+def test_the_step_size_rises_and_falls(monkeypatch):
+    rates = []
+    set_rate = optimizers.Optimizer.set_rate
+    monkeypatch.setattr(
+        optimizers.Optimizer, "set_rate", lambda own, rate: (rates.append(rate), set_rate(own, rate))
+    )
+    options = FAST.model_copy(update={"warmup": 0.25, "decay": "linear", "epochs": 4, "learning_rate": 0.1})
+    run(spec(), options)
+    steps = len(rates)
+    assert steps == 40
+    assert rates[0] == pytest.approx(0.1 / 10)
+    assert rates[9] == pytest.approx(0.1 * (1 - 9 / 40))
+    assert rates[-1] == pytest.approx(0.1 / 40)
+    rates.clear()
+    monkeypatch.setattr(optimizers, "LAZY_ROWS", 10)
+    still = run(spec(users=(USER_ID,)), FAST.model_copy(update={"learning_rate": 1e-10, "epochs": 1}))
+    assert np.abs(still.arrays["user.embeddings.0.weight"]).max() < 0.2
+    assert set(rates) == {1e-10}
 
 
 def test_hard_negatives_and_self_supervision_train_too():
@@ -312,6 +356,12 @@ def test_a_full_softmax_over_too_large_a_catalogue_is_refused(monkeypatch):
     monkeypatch.setattr(losses, "FULL_SOFTMAX_ITEMS", 30)
     with pytest.raises(ConfigError, match=r"training\.loss: full_softmax"):
         run(spec(), FAST.model_copy(update={"loss": "full_softmax"}))
+
+
+@pytest.mark.parametrize("kind", ["sasrec", "comirec"])
+def test_the_softmax_by_users_needs_one_vector_of_a_user(kind):
+    with pytest.raises(ConfigError, match=f"one vector of a user, not {kind}"):
+        run(spec(kind), FAST.model_copy(update={"loss": "user_softmax"}))
 
 
 def test_unknown_ids_have_a_vector_that_training_made():
