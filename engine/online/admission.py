@@ -16,8 +16,8 @@ measured latency rises over the one wanted, the headroom is the root of the limi
 Beyond the limit calls are refused before their requests are read (`engine/online/calls.py`), all that came during a batch
 together when it ends: that costs little more than what gRPC's core does for any call.
 
-What the steps of degrading go by is how much of the limit was in use at most during the last batch: when a batch is drained
-the calls that wait at the limit have not been taken in yet.
+What the steps of degrading go by is how much of the limit was in use at most during the last batch: when a batch is
+drained the calls that wait at the limit have not been taken in yet.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Admission:
 
     @property
     def load(self) -> float:
-        """The share of the limit that is in use, or was at most during the last batch, which is forgotten after a second."""
+        """The share of the limit that is in use, or was at most in the last batch; that is forgotten after a second."""
         recent = time.monotonic() - self._ended < _REMEMBERED_SECONDS
         return max(self.in_flight / self.limit, self._used if recent else 0.0)
 
@@ -91,7 +91,7 @@ class Admission:
         return text
 
     def rest(self) -> None:
-        """At the limit wait until a batch ends: whoever calls meanwhile is refused together with others, which costs less."""
+        """At the limit wait until a batch ends: who calls meanwhile is refused together with others, which costs less."""
         if self.in_flight >= self.limit:
             with self._lock:
                 self._lock.wait_for(lambda: self.in_flight < self.limit, _PATIENCE_SECONDS)
