@@ -257,6 +257,16 @@ class StateConfig(Options):
     exposure: ExposureConfig = ExposureConfig()
 
 
+class IngestConfig(Options):
+    """What becomes of reported events besides the state of their users."""
+
+    event_log: bool = False
+    """Whether exposures and actions go into the event log, from which `recall train --follow` learns."""
+
+    event_log_length: int = Field(default=1_000_000, ge=1000, le=1_000_000_000)
+    """Newest events kept in it, an item shown counts as one; 32 bytes each in the state store."""
+
+
 def _merge_mode(value: Any) -> Any:
     if isinstance(value, str) and value.upper() in MergeMode.__members__:
         return MergeMode[value.upper()]
@@ -324,6 +334,7 @@ class Config(Options):
     breaker: BreakerConfig = BreakerConfig()
     history: HistoryConfig = HistoryConfig()
     state: StateConfig = StateConfig()
+    ingest: IngestConfig = IngestConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
     interest: dict[str, Annotated[float, Field(ge=0, le=1e6)]]
     """Points per event kind; an event of no or 0 points says nothing about interest."""
@@ -399,6 +410,7 @@ SECTIONS = (
     "breaker",
     "history",
     "state",
+    "ingest",
     "telemetry",
     "interest",
     "min_rating",

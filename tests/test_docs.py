@@ -32,6 +32,7 @@ from engine.core.options import Online, Options
 from engine.data.form import FILES, form
 from engine.data.importers import IMPORTERS, importer_options
 from engine.models.options import TrainingOptions
+from engine.models.path_options import PathTrainingOptions
 from engine.models.spec import Feature, SequenceSpec
 from engine.online import wire
 from engine.plugins import CHANNELS, FILTERS, channel_class, filter_class, plugin_names
@@ -64,6 +65,7 @@ MODELS: dict[str, type[Options]] = {
     "channels.two_tower.sequence": SequenceSpec,
     "channels.two_tower.training": TrainingOptions,
     "channels.two_tower.index_options": IndexOptions,
+    "channels.deep_retrieval.training": PathTrainingOptions,
     **{f"filters.{name}": filter_class(name).Config for name in OWN_FILTERS},
 }
 

@@ -23,8 +23,8 @@ from channels.two_tower.options import TwoTowerOptions
 from engine.core.candidates import CandidateBatch
 from engine.core.channel import BuildContext, LoadContext
 from engine.core.errors import SnapshotError
-from engine.core.query import QueryBatch
-from engine.core.types import AnyArray, Float32Array, Int32Array
+from engine.core.query import History, QueryBatch
+from engine.core.types import AnyArray, Float32Array, Int32Array, RaggedRows
 from engine.models.features import take_users
 
 
@@ -68,6 +68,7 @@ class DivideAndConquer(TwoTower):
 
     Config = DivideAndConquerOptions
     bundle = ClusteredBundle
+    learnt = ()  # prompts are those of the clusters, which another machine may cut a little otherwise
 
     def __init__(self, config: DivideAndConquerOptions, context: LoadContext, model: Bundle) -> None:
         self._search = cast(ClusteredBundle, model).search
@@ -88,7 +89,10 @@ class DivideAndConquer(TwoTower):
         build_bundle("divide_and_conquer", config, context, clusters, count)
 
     def recall_batch(self, batch: QueryBatch, k: Int32Array) -> CandidateBatch:
-        """Ask for the intent of each query, give every cluster its quota, and search those that have one."""
+        """Ask for the intent of each query, give every cluster its quota, and search those that have one.
+
+        What the request forbids, and with `pass_over_history` what the user had, takes no place of a quota.
+        """
         if not k.any():
             return CandidateBatch.empty(len(batch))
         config = cast(DivideAndConquerOptions, self.config)
@@ -97,12 +101,15 @@ class DivideAndConquer(TwoTower):
         shares = self._tower.intent(self._tower.vectors(users, np.full(n, count, np.int32)))
         sharpen(shares, np.float32(config.alpha))
         quotas = np.zeros((n, count), np.int32)
+        history = batch.history if config.pass_over_history else History.empty(n)
+        lists = RaggedRows(history.rows, history.offsets), batch.excluded
         with self._one_at_a_time:
-            allot(shares, self._search.room, k, quotas)
+            without, room = self._search.pass_over(lists)
+            allot(shares, room, k, quotas)
             pairs = np.flatnonzero(quotas)
             vectors = self._tower.vectors(take_users(users, pairs // count), (pairs % count).astype(np.int32))
             begins = begins_of(quotas)
-            found, counts = self._search.find(vectors, pairs, quotas, begins)
+            found, counts = self._search.find(vectors, pairs, quotas, begins, without)
         rows, scores = np.empty(found.size, np.int32), np.empty(found.size, np.float32)
         offsets = np.empty(n + 1, np.int64)
         whole = interleave(found, begins, counts, shares, rows, scores, offsets)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from channels.two_tower.options import TwoTowerOptions
 from engine.core.options import Online, Tune
-from engine.models.options import TrainingOptions
+from engine.models.options import LISTWISE, TrainingOptions
 from engine.models.spec import SequenceSpec
 
 MOST_CLUSTERS = 256
 """Clusters at most: each has a prompt, and a query of its own where it has a quota."""
+
+
+SHARES_NEGATIVES = (*LISTWISE, "gbce")
+"""Losses for which a batch shares the negatives drawn from the corpus; the others draw theirs for each positive."""
 
 
 class DivideAndConquerOptions(TwoTowerOptions):
@@ -32,6 +36,18 @@ class DivideAndConquerOptions(TwoTowerOptions):
 
     alpha: Annotated[float, Field(ge=0, le=10), Online(), Tune(0.25, 2.0)] = 1.0
     """Quotas are in proportion to p(cluster)^alpha: 0 gives each cluster the same, 1 what the user is likely to want."""
+
+    pass_over_history: Annotated[bool, Online()] = True
+    """Items of the user's history are passed over, so that quotas are filled with others; turn it off where a scene
+    returns what the user had."""
+
+    @field_validator("training", mode="before")
+    @classmethod
+    def _drawn_from_the_cluster(cls, given: Any) -> Any:
+        """Return the table with negatives that the loss can use, where it names none."""
+        if isinstance(given, dict) and given.get("loss", "softmax") not in SHARES_NEGATIVES:
+            return {"negatives": {"cluster": 2}} | given
+        return given
 
     @model_validator(mode="after")
     def _negatives_fit(self) -> Self:

@@ -37,7 +37,7 @@ def allot(shares, room, k, quotas):  # type: ignore[no-untyped-def]
 
     Args:
         shares: float32[n, clusters], above 0.
-        room: int64[clusters], items that each can give.
+        room: int64[n, clusters], items that each can give.
         k: int32[n].
         quotas: int32[n, clusters], zeros.
     """
@@ -45,8 +45,8 @@ def allot(shares, room, k, quotas):  # type: ignore[no-untyped-def]
         for _ in range(k[q]):
             best = -1
             most = np.float32(-1)
-            for c in range(room.size):
-                if quotas[q, c] < room[c]:
+            for c in range(room.shape[1]):
+                if quotas[q, c] < room[q, c]:
                     value = shares[q, c] / (np.float32(quotas[q, c]) + np.float32(0.5))
                     if value > most:
                         best, most = c, value
@@ -97,7 +97,7 @@ def interleave(found, begins, counts, shares, rows, scores, offsets):  # type: i
 
 
 def allot_reference(shares: Float32Array, room: Int64Array, k: int) -> list[int]:
-    """The plain twin of `allot` for one query: shares float32[clusters]."""
+    """The plain twin of `allot` for one query: shares float32[clusters], room int64[clusters]."""
     quotas = [0] * room.size
     for _ in range(k):
         values = [

@@ -10,6 +10,7 @@ from channels.two_tower.start import carried_over
 from engine.core.channel import BuildContext
 from engine.core.errors import BuildError
 from engine.core.types import Int32Array
+from engine.models.towers import ItemTower, UserTower
 
 NO_TORCH = "training needs PyTorch, which is not installed: pip install 'recall-engine[train]'"
 
@@ -23,6 +24,8 @@ def build_bundle(
 ) -> None:
     """Train the towers, make the item vectors and the index, and write all of it as one bundle.
 
+    Where `context.learnt` has the towers' weights, they are not trained.
+
     Args:
         channel: its name, for errors.
         config, context: of the build.
@@ -32,6 +35,7 @@ def build_bundle(
     Raises:
         BuildError: nobody likes anything, PyTorch is not installed, or the training fails.
         ConfigError: a feature is not in the data, or of another type.
+        SnapshotError: what was learnt earlier is not of these towers.
     """
     liked = context.interactions
     check_liked(channel, context)
@@ -40,6 +44,12 @@ def build_bundle(
     users = user_encoder.encode(context.user_columns, np.arange(liked.users, dtype=np.int32))
     items = item_encoder.encode(context.item_columns, np.arange(liked.items, dtype=np.int32))
     encoders = user_encoder, item_encoder
+    if context.learnt is not None:
+        arrays = dict(context.learnt)
+        UserTower.load(spec, arrays)  # that the weights are of this shape
+        arrays["item_vectors"] = ItemTower.load(spec, arrays).vectors(items)
+        write_bundle(config, context, spec, encoders, (users, items), arrays)
+        return
     start = None
     if previous is not None and context.previous is not None:
         start = carried_over(channel, spec, encoders, keys_of_items(context), previous, context.previous)

@@ -22,13 +22,7 @@ from engine.core.items import ItemColumns
 from engine.core.query import QueryBatch
 from engine.core.types import BoolArray, Float32Array, Int32Array
 from engine.models.encoded import Encoded
-from engine.models.features import (
-    LIVE_COLUMNS,
-    QueryEncoder,
-    item_columns_of,
-    source_of,
-    take_encoded,
-)
+from engine.models.features import QueryEncoder, encode_live, take_encoded
 from engine.models.towers import ItemTower, UserTower
 
 
@@ -38,6 +32,7 @@ class TwoTower(Channel):
     Config = TwoTowerOptions
     inline = True
     trigger_kind = TriggerKind.ITEM
+    learnt: ClassVar[tuple[str, ...]] = ("user.", "item.")
     bundle: ClassVar[type[Bundle]] = Bundle
     """What its snapshot is read as."""
 
@@ -71,6 +66,7 @@ class TwoTower(Channel):
         Raises:
             BuildError: nobody likes anything, PyTorch is not installed, or the training fails.
             ConfigError: a feature is not in the data, or of another type.
+            SnapshotError: what was learnt earlier is not of these towers.
         """
         build_bundle("two_tower", config, context)
 
@@ -113,7 +109,7 @@ class TwoTower(Channel):
         """
         self._notice_taken_down()
         rows = rows[self._columns.available[rows]]
-        encoded = self._encoded_live(rows)
+        encoded = encode_live(self._model.item_encoder, self._model.items, self._columns, rows)
         changed = _something_known(encoded) & (
             (rows >= self._items) | _differs(encoded, take_encoded(self._model.items, rows))
         )
@@ -131,29 +127,6 @@ class TwoTower(Channel):
     def _notice_taken_down(self) -> None:
         available = self._columns.available
         self._forbidden = None if available.all() else ~available
-
-    def _encoded_live(self, rows: Int32Array) -> Encoded:
-        """Encode items as they are now; what the live columns do not say stays as the build had it."""
-        model = self._model
-        live = model.item_encoder.encode(item_columns_of(self._columns, rows), rows)
-        stored = take_encoded(model.items, rows)
-        code = many = number = 0
-        multi = list(live.multi)
-        for feature in model.spec.item_features:
-            stays = source_of(feature.name) not in LIVE_COLUMNS
-            if feature.coded:
-                if stays:
-                    live.codes[:, code] = stored.codes[:, code]
-                code += 1
-            elif feature.multi:
-                if stays:
-                    multi[many] = stored.multi[many]
-                many += 1
-            else:
-                if stays:
-                    live.numbers[:, number : number + 2] = stored.numbers[:, number : number + 2]
-                number += 2
-        return Encoded(live.codes, tuple(multi), live.numbers)
 
 
 class _NewVectors:

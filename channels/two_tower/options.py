@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from engine.ann import IndexKind, IndexOptions
-from engine.core.options import Online
+from engine.core.options import Online, Options
 from engine.models.options import TrainingOptions
 from engine.models.spec import SequenceSpec, Towers
 
@@ -35,6 +35,15 @@ class TwoTowerOptions(Towers):
 
     trigger_items: Annotated[int, Field(ge=0, le=1000), Online()] = 20
     """Newest items of the user among which the trigger of each candidate is looked for, the nearest; 0: none has one."""
+
+    @field_validator("sequence", "training", mode="before")
+    @classmethod
+    def _own_defaults(cls, given: Any, info: ValidationInfo) -> Any:
+        """Return a table that is given in part with the channel's own defaults in the rest."""
+        if not isinstance(given, dict):
+            return given
+        own: Options = cls.model_fields[str(info.field_name)].default
+        return own.model_dump(exclude_unset=True) | given
 
     @model_validator(mode="after")
     def _negatives_fit(self) -> Self:

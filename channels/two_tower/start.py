@@ -39,7 +39,7 @@ def carried_over(
     Raises:
         BuildError: the two are of different towers.
     """
-    new, old = (_without_sizes(each) for each in (spec, previous.spec))
+    new, old = (without_sizes(each) for each in (spec, previous.spec))
     if new != old:
         what = next(name for name in ModelSpec.model_fields if getattr(new, name) != getattr(old, name))
         raise BuildError(OTHER_TOWERS.format(channel=channel, what=what))
@@ -63,7 +63,8 @@ def carried_over(
     return start
 
 
-def _without_sizes(spec: ModelSpec) -> ModelSpec:
+def without_sizes(spec: ModelSpec) -> ModelSpec:
+    """Return the towers as a configuration declares them: sizes of tables that are not, are 0."""
     def sizeless(features: tuple[Feature, ...]) -> tuple[Feature, ...]:
         return tuple(
             feature if feature.lookup == "hash" else feature.model_copy(update={"size": 0})

@@ -4,7 +4,8 @@ quantisation: Jégou, Douze, Schmid, "Product quantization for nearest neighbor 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import isqrt
 from typing import Any
 
@@ -33,6 +34,18 @@ def faiss_module() -> Any:
     return faiss
 
 
+@contextmanager
+def in_threads(threads: int) -> Iterator[Any]:
+    """Let faiss use so many threads, and put back what was; gives faiss."""
+    faiss = faiss_module()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(threads)
+    try:
+        yield faiss
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
 class FaissIndex:
     """Any of the indexes in faiss. Its state is copied into the memory of each process."""
 
@@ -52,14 +65,11 @@ class FaissIndex:
         cls, kind: IndexKind, vectors: Float32Array, options: IndexOptions, threads: int, progress: Progress
     ) -> FaissIndex:
         """Train where the kind needs it, and add all vectors with as many threads."""
-        faiss = faiss_module()
-        before = faiss.omp_get_max_threads()
-        faiss.omp_set_num_threads(threads)
-        try:
+        with in_threads(threads) as faiss:
             if kind in ("ivf_flat", "ivf_pq"):
-                index = _inverted(faiss, kind, vectors, options)
+                index = inverted(faiss, kind, vectors, options)
                 progress.start("clustering vectors", 1)
-                index.train(np.ascontiguousarray(vectors[_sample(len(vectors), index.nlist)]))
+                index.train(np.ascontiguousarray(vectors[sample(len(vectors), index.nlist)]))
                 progress.advance()
             else:
                 index = faiss.IndexHNSWFlat(vectors.shape[1], options.m, faiss.METRIC_INNER_PRODUCT)
@@ -70,8 +80,6 @@ class FaissIndex:
                 part = np.ascontiguousarray(vectors[start : start + SLICE])
                 index.add(part)
                 progress.advance(len(part))
-        finally:
-            faiss.omp_set_num_threads(before)
         return cls(kind, index, options)
 
     @classmethod
@@ -124,7 +132,8 @@ class FaissIndex:
         return {"state": self._faiss.serialize_index(self._index)}
 
 
-def _inverted(faiss: Any, kind: IndexKind, vectors: Float32Array, options: IndexOptions) -> Any:
+def inverted(faiss: Any, kind: IndexKind, vectors: Float32Array, options: IndexOptions) -> Any:
+    """Return empty inverted lists; BuildError where the options do not fit the vectors."""
     count, dimension = vectors.shape
     lists = options.lists or max(1, min(4 * isqrt(count), count // 39))
     if lists > count:
@@ -149,6 +158,6 @@ def _inverted(faiss: Any, kind: IndexKind, vectors: Float32Array, options: Index
     return index
 
 
-def _sample(count: int, lists: int) -> slice:
+def sample(count: int, lists: int) -> slice:
     """Return every so many vectors that 64 to 128 per list are left, enough for clustering and read in one pass."""
     return slice(None, None, max(1, count // max(lists * 64, 65_536)))

@@ -23,6 +23,9 @@ from engine.core.types import AnyArray, Float32Array, Int32Array
 SLICE = 4096
 """Vectors given to the library at a time, so that progress moves."""
 
+_LAST_MARK = 65_535
+"""Largest mark that says which vectors a query met: uint16."""
+
 _ARRAYS = ("label_lookup_external", "label_lookup_internal", "element_levels", "data_level0", "link_lists")
 
 
@@ -84,7 +87,7 @@ class HnswlibGraph:
         if self._index is not None:
             return self._search_inside(queries, depth)
         graph = self.graph
-        if self._mark + len(queries) > np.iinfo(np.uint16).max:
+        if self._mark + len(queries) > _LAST_MARK:
             self._visited[:] = 0
             self._mark = 1
         depth = min(depth, len(graph.links))

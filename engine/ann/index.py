@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from engine.ann.faiss_indexes import FaissIndex
 from engine.ann.graph_hnswlib import HnswlibGraph
 from engine.ann.kernels import answer, no_rows, rescore, share_forbidden
 from engine.ann.library import Library
+from engine.ann.lists import ByteLists
 from engine.ann.options import IndexKind, IndexOptions
 from engine.core.channel import Progress, SilentProgress
 from engine.core.errors import BuildError, SnapshotError
@@ -45,6 +47,12 @@ _MOVED = 64
 
 _NOTHING = np.empty(0, np.bool_)
 _NO_FOUND = (np.empty((0, 0), np.int32), np.empty((0, 0), np.float32))
+
+
+@lru_cache(maxsize=1024)
+def _no_lists(queries: int) -> RaggedRows:
+    """Return as many empty lists, which nobody writes into."""
+    return RaggedRows(*no_rows(queries))
 
 
 class VectorIndex:
@@ -131,12 +139,13 @@ class VectorIndex:
         if queries.ndim != 2 or queries.shape[1] != self.dimension:
             raise ValueError(f"queries of shape {queries.shape} for vectors of {self.dimension} dimensions")
         wanted = np.ascontiguousarray(k, np.int32)
-        columns = max(0, int(wanted.max(initial=0)))
+        counts: list[int] = wanted.tolist()
+        columns = max(0, max(counts, default=0))
         rows = np.empty((n, columns), np.int32)
         scores = np.empty((n, columns), np.float32)
         banned = _NOTHING if forbidden is None else forbidden
-        lists = RaggedRows(*no_rows(n)) if excluded is None else excluded
-        depths = self._depths(wanted, banned, lists)
+        lists = _no_lists(n) if excluded is None else excluded
+        depths = self._depths(counts, banned, lists)
         for depth in set(depths):
             if depths.count(depth) == n:
                 self._ask(queries, wanted, banned, lists, depth, rows, scores)
@@ -202,23 +211,25 @@ class VectorIndex:
         text = json.dumps(header, sort_keys=True).encode()
         return {HEADER: np.frombuffer(text, np.uint8), **({} if part is None else part.arrays())}
 
-    def _depths(self, wanted: Int32Array, forbidden: BoolArray, excluded: RaggedRows) -> list[int]:
+    def _depths(self, wanted: list[int], forbidden: BoolArray, excluded: RaggedRows) -> list[int]:
         """Per query, how deep the library is asked: a function of the query, not of its batch; 0 is not at all."""
         if self._part is None:
             return [0] * len(wanted)
-        entries = len(self._vectors) + self._moved
+        allowed = 1 - share_forbidden(forbidden) if forbidden.size else 1.0
+        if not excluded.rows.size:
+            return [self._depth(count, allowed) for count in wanted]
         # Of those the query may not have, as many may be near it as it asks for; the second question is for the rest.
-        needed = wanted + np.minimum(excluded.lengths, wanted)
-        allowed = 1 - share_forbidden(forbidden)
-        depths = []
-        for count in needed.tolist():
-            if count <= 0:
-                depths.append(0)
-                continue
-            likely = count / allowed * (1.1 if allowed < 1 else 1.0) if allowed > 0 else entries
-            likely += min(self._left_behind, count)
-            depths.append(self._bounded(self._part.depth(int(min(likely, entries)))))
-        return depths
+        lengths = excluded.lengths.tolist()
+        return [self._depth(c + min(n, c), allowed) for c, n in zip(wanted, lengths, strict=True)]
+
+    def _depth(self, needed: int, allowed: float) -> int:
+        assert self._part is not None
+        if needed <= 0:
+            return 0
+        entries = len(self._vectors) + self._moved
+        likely = needed / allowed * (1.1 if allowed < 1 else 1.0) if allowed > 0 else entries
+        likely += min(self._left_behind, needed)
+        return self._bounded(self._part.depth(int(min(likely, entries))))
 
     def _bounded(self, depth: int) -> int:
         """Return the depth, or 0 where the answer is as fast had from all vectors."""
@@ -238,17 +249,13 @@ class VectorIndex:
     ) -> None:
         """Answer queries of one depth into rows and scores; 0 compares all vectors."""
         scan = depth == 0 or self._part is None
-        found, found_scores = _NO_FOUND
         if scan or self._part is None:
-            found, found_scores = (
-                np.empty((len(queries), 0), np.int32),
-                np.empty((len(queries), 0), np.float32),
-            )
+            found, found_scores = _NO_FOUND
         else:
             found, found_scores = self._part.search(queries, depth, deeper)
             if not self._part.exact_scores:
                 rescore(queries, found, self._vectors, self._grown, found_scores)
-        answer(
+        left_short = answer(
             queries,
             found,
             found_scores,
@@ -266,12 +273,9 @@ class VectorIndex:
             rows,
             scores,
         )
-        if scan:
-            return
-        has = wanted > 0
-        last = rows[np.arange(len(rows)), np.maximum(wanted, 1) - 1] if rows.shape[1] else wanted
-        short = np.flatnonzero(has & (last < 0))
-        if short.size:
+        if left_short and not scan:
+            last = rows[np.arange(len(rows)), np.maximum(wanted, 1) - 1]
+            short = np.flatnonzero((wanted > 0) & (last < 0))
             its = (
                 np.empty((short.size, rows.shape[1]), np.int32),
                 np.empty((short.size, rows.shape[1]), np.float32),
@@ -380,6 +384,8 @@ def load_index(
     try:
         if not library:
             part = None
+        elif library == ByteLists.name:
+            part = ByteLists(arrays, options)
         elif not library.startswith("hnswlib"):
             part = FaissIndex.load("hnsw_faiss" if kind == "hnsw" else kind, arrays, options)
         else:
@@ -403,6 +409,8 @@ def _build(
 ) -> Library | None:
     if kind == "exact" or len(vectors) == 0:
         return None
+    if kind == "ivf_int8":
+        return ByteLists.build(vectors, options, threads, progress)
     if kind == "hnsw" and graph_hnswlib.installed():
         return HnswlibGraph.build(vectors, options, threads, progress)
     return FaissIndex.build("hnsw_faiss" if kind == "hnsw" else kind, vectors, options, threads, progress)

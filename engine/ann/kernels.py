@@ -2,23 +2,69 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from engine.core.hashing import spread
 from engine.core.select import offer, row_of, select_top, sort_key
 from engine.core.types import BoolArray, Float32Array, Int32Array, Int64Array, RaggedRows
 
+LINE = 16
+"""float32 in a line of the cache."""
+
+AHEAD = 8
+"""Vectors that are asked for before they are compared."""
+
 BLOCK = 1024
 """Vectors compared with every query of a batch before the next are read: 256 KB of 64 dimensions stay in the cache."""
 
 
+@intrinsic
+def prefetch(typingctx: Any, array: Any, row: Any, column: Any) -> Any:
+    """Ask for array[row, column]'s line of the cache before it is needed: most of a search is waiting for memory."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        tools: Any = cgutils
+
+        mine = context.make_array(signature.args[0])(context, builder, arguments[0])
+        shape, strides = (
+            tools.unpack_tuple(builder, mine.shape),
+            tools.unpack_tuple(builder, mine.strides),
+        )
+        at = tools.get_item_pointer2(
+            context, builder, mine.data, shape, strides, "C", [arguments[1], arguments[2]], wraparound=False
+        )
+        byte, whole = ir.IntType(8).as_pointer(), ir.IntType(32)
+        of = ir.FunctionType(ir.VoidType(), [byte, whole, whole, whole])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], of)
+        # To be read, to be kept in all levels of the cache, data.
+        builder.call(function, [builder.bitcast(at, byte), whole(0), whole(3), whole(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp), generate
+
+
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
-def _product(left, right):  # type: ignore[no-untyped-def]
+def product(left, right):  # type: ignore[no-untyped-def]
+    """Return the inner product of two float32[d], summed in an order that depends on d alone."""
     total = np.float32(0)
     for i in range(left.size):
         total += left[i] * right[i]
     return total
+
+
+@njit(nogil=True, cache=True, inline="always")
+def bits_of(key):  # type: ignore[no-untyped-def]
+    """Return the bits of the float32 in a key of `sort_key`."""
+    ordered = np.uint32(key >> np.uint64(32))
+    if ordered & np.uint32(0x80000000):
+        return np.uint32(ordered & np.uint32(0x7FFFFFFF))
+    return np.uint32(~ordered)
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -53,6 +99,8 @@ def answer(  # type: ignore[no-untyped-def]
     scores,
 ):
     """Write the best of what was found, of the vectors that are scanned, and of those that came since.
+
+    Returns how many queries got fewer than they want.
 
     Args:
         queries: float32[n, d].
@@ -125,7 +173,7 @@ def answer(  # type: ignore[no-untyped-def]
                 for row in range(start, min(items, start + BLOCK)):
                     if replaced.size > 0 and replaced[row]:
                         continue
-                    score[0] = _product(queries[q], vectors[row]) + np.float32(0)
+                    score[0] = product(queries[q], vectors[row]) + np.float32(0)
                     key = sort_key(bits[0], row)
                     if key > worst and not _banned(row, forbidden, tables[q], mask):
                         count, worst = offer(keys[q], count, wanted[q], worst, key)
@@ -139,13 +187,15 @@ def answer(  # type: ignore[no-untyped-def]
                 row = grown_rows[i]
                 if row < 0:
                     continue
-                score[0] = _product(queries[q], grown[i]) + np.float32(0)
+                score[0] = product(queries[q], grown[i]) + np.float32(0)
                 key = sort_key(bits[0], row)
                 if key > worsts[q] and not _banned(row, forbidden, tables[q], mask):
                     counts[q], worsts[q] = offer(keys[q], counts[q], wanted[q], worsts[q], key)
     score_bits = scores.view(np.uint32)
+    short = 0
     for q in range(n):
         take = min(counts[q], max(wanted[q], 0))
+        short += take < wanted[q]
         if take < counts[q]:
             select_top(keys[q], counts[q], take)
         best = keys[q, :take]
@@ -165,6 +215,7 @@ def answer(  # type: ignore[no-untyped-def]
         for i in range(take, rows.shape[1]):
             rows[q, i] = -1
             scores[q, i] = -np.inf
+    return short
 
 
 def answer_reference(
@@ -212,13 +263,18 @@ def rescore(queries, entries, vectors, grown, scores):  # type: ignore[no-untype
     items = vectors.shape[0]
     for q in range(queries.shape[0]):
         for i in range(entries.shape[1]):
+            if i + AHEAD < entries.shape[1]:
+                entry = entries[q, i + AHEAD]
+                if entry >= 0 and entry < items:
+                    for column in range(0, vectors.shape[1], LINE):
+                        prefetch(vectors, entry, column)  # type: ignore[call-arg]
             entry = entries[q, i]
             if entry < 0:
                 scores[q, i] = -np.inf
             elif entry < items:
-                scores[q, i] = _product(queries[q], vectors[entry])
+                scores[q, i] = product(queries[q], vectors[entry])
             else:
-                scores[q, i] = _product(queries[q], grown[entry - items])
+                scores[q, i] = product(queries[q], grown[entry - items])
 
 
 def rescore_reference(

@@ -8,9 +8,10 @@ from pydantic import Field
 
 from engine.core.options import Online, Options, Tune
 
-IndexKind: TypeAlias = Literal["hnsw", "hnsw_faiss", "ivf_flat", "ivf_pq", "exact"]
-"""`hnsw`: a graph, by hnswlib where it is installed, else by faiss; `hnsw_faiss`: a graph by faiss; `ivf_flat`:
-inverted lists of whole vectors; `ivf_pq`: of compressed ones; `exact`: every vector is looked at."""
+IndexKind: TypeAlias = Literal["hnsw", "hnsw_faiss", "ivf_int8", "ivf_flat", "ivf_pq", "exact"]
+"""`hnsw`: a graph, by hnswlib where it is installed, else by faiss; `hnsw_faiss`: a graph by faiss; `ivf_int8`:
+inverted lists of vectors in bytes; `ivf_flat`: of whole ones, `ivf_pq`: of compressed ones, by faiss; `exact`: every
+vector is looked at."""
 
 
 class IndexOptions(Options):
@@ -26,10 +27,11 @@ class IndexOptions(Options):
     """`hnsw`, `hnsw_faiss`: candidates held while searching; never fewer than are asked for."""
 
     lists: int | None = Field(default=None, ge=1, le=1_000_000)
-    """`ivf_flat`, `ivf_pq`: inverted lists; 4 times the square root of the number of vectors where it is not given."""
+    """`ivf_int8`, `ivf_flat`, `ivf_pq`: inverted lists; 4 times the square root of the number of vectors where it is not
+    given."""
 
     probes: Annotated[int, Online(), Tune(1, 256, log=True)] = Field(default=32, ge=1, le=1_000_000)
-    """`ivf_flat`, `ivf_pq`: lists looked into; all of them where there are fewer."""
+    """`ivf_int8`, `ivf_flat`, `ivf_pq`: lists looked into; all of them where there are fewer."""
 
     parts: int | None = Field(default=None, ge=1, le=4096)
     """`ivf_pq`: pieces that a vector is cut into, of one code each. Must divide the dimension; where it is not given, the

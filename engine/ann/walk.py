@@ -11,19 +11,13 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba import njit
 
+from engine.ann.kernels import LINE, bits_of, prefetch
 from engine.core.select import sort_key
 from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
-
-LINE = 16
-"""float32 in a line of the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +43,6 @@ class Graph:
     levels: int
     vector_at: int
     label_at: int
-
-
-@intrinsic
-def _prefetch(typingctx: Any, array: Any, row: Any, column: Any) -> Any:
-    """Ask for array[row, column]'s line of the cache before it is needed: most of a walk is waiting for memory."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        tools: Any = cgutils
-
-        mine = context.make_array(signature.args[0])(context, builder, arguments[0])
-        shape, strides = (
-            tools.unpack_tuple(builder, mine.shape),
-            tools.unpack_tuple(builder, mine.strides),
-        )
-        at = tools.get_item_pointer2(
-            context, builder, mine.data, shape, strides, "C", [arguments[1], arguments[2]], wraparound=False
-        )
-        byte, whole = ir.IntType(8).as_pointer(), ir.IntType(32)
-        of = ir.FunctionType(ir.VoidType(), [byte, whole, whole, whole])
-        function = builder.module.declare_intrinsic("llvm.prefetch", [byte], of)
-        # To be read, to be kept in all levels of the cache, data.
-        builder.call(function, [builder.bitcast(at, byte), whole(0), whole(3), whole(1)])
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, types.intp), generate
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
@@ -158,7 +127,7 @@ def walk(  # type: ignore[no-untyped-def]
                     near[count] = other
                     count += 1
                     for column in range(0, width, LINE):
-                        _prefetch(numbers, other, column)  # type: ignore[call-arg]
+                        prefetch(numbers, other, column)  # type: ignore[call-arg]
             better = 0
             for i in range(count):
                 other = near[i]
@@ -187,25 +156,17 @@ def walk(  # type: ignore[no-untyped-def]
                 at = min(at, to + 1)
                 size = min(depth, size + better)
                 if size == depth:
-                    bits[0] = _bits_of(held[size - 1])
+                    bits[0] = bits_of(held[size - 1])
                     worst = score[0]
             while at < size and held[at] & done:
                 at += 1
         for i in range(size):
             entries[q, i] = links[np.int64((held[i] & low) >> done), label_at]
-            bits[0] = _bits_of(held[i])
+            bits[0] = bits_of(held[i])
             scores[q, i] = score[0]
         for i in range(size, depth):
             entries[q, i] = -1
             scores[q, i] = -np.inf
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _bits_of(key):  # type: ignore[no-untyped-def]
-    ordered = np.uint32(key >> np.uint64(32))
-    if ordered & np.uint32(0x80000000):
-        return np.uint32(ordered & np.uint32(0x7FFFFFFF))
-    return np.uint32(~ordered)
 
 
 def walk_reference(query: Float32Array, graph: Graph, depth: int) -> dict[int, float]:

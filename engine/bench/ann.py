@@ -22,7 +22,8 @@ SETTINGS: dict[IndexKind, tuple[dict[str, int], ...]] = {
     "exact": ({},),
     "hnsw": tuple({"ef_search": ef} for ef in (200, 300, 400, 800)),
     "hnsw_faiss": tuple({"ef_search": ef} for ef in (200, 300, 400, 800)),
-    "ivf_flat": tuple({"probes": probes} for probes in (8, 32, 128)),
+    "ivf_int8": tuple({"probes": probes} for probes in (8, 16, 20, 32, 64)),
+    "ivf_flat": tuple({"probes": probes} for probes in (8, 16, 32, 64, 128)),
     "ivf_pq": tuple({"probes": probes, "rerank": 4} for probes in (8, 32, 128)),
 }
 """Per kind, the online options that are measured on one build."""

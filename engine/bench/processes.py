@@ -20,7 +20,7 @@ from typing import Any
 
 from engine.bench.echo import answer_questions, serve_echo
 from engine.bench.http2 import Load, Samples, send_for
-from engine.bench.kernels import bench_kernels
+from engine.bench.kernels import bench_kernels, timed_kernels
 from engine.bench.world import World
 from engine.core.errors import ConfigError, RecallError
 from engine.online.server import Server
@@ -201,7 +201,7 @@ def _serve(connection: Connection, world: World) -> None:
             gc.freeze()  # as a worker does
             connection.send(port)
             try:
-                await asyncio.to_thread(answer_questions, connection, counts, kernels, threads)
+                await asyncio.to_thread(answer_questions, connection, counts, kernels, threads, clocks)
             finally:
                 await instance.stop(0)
 
@@ -219,6 +219,17 @@ def _serve(connection: Connection, world: World) -> None:
 
         def threads() -> dict[int, str]:
             return {thread.native_id or 0: thread.name for thread in threading.enumerate()}
+
+        timing = ExitStack()
+        spent: dict[str, tuple[float, int]] = {}
+
+        def clocks(on: bool) -> dict[str, tuple[float, int]]:
+            nonlocal spent
+            timing.close()
+            so_far, spent = spent, {}
+            if on:
+                spent = timing.enter_context(timed_kernels())
+            return so_far
 
         asyncio.run(run())
 

@@ -21,6 +21,8 @@ from engine.cli.data import app as data_app
 from engine.cli.demo import demo
 from engine.cli.evaluate import evaluate
 from engine.cli.ingest import ingest
+from engine.cli.inspect import app as inspect_app
+from engine.cli.path_sweeps import bench_path_sweeps
 from engine.cli.query import query
 from engine.cli.releases import app as releases_app
 from engine.cli.releases import publish
@@ -82,8 +84,10 @@ app.command("check")(check)
 app.command("eval")(evaluate)
 app.command("tune")(tune)
 app.command("synth")(synth)
+bench_app.command("deep-retrieval-sweeps")(bench_path_sweeps)
 app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
+app.add_typer(inspect_app, name="inspect")
 app.add_typer(releases_app, name="releases")
 
 

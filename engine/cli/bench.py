@@ -463,7 +463,7 @@ def bench_ann(
     k: Annotated[int, typer.Option(min=1, max=10_000, help="Neighbours asked for.")] = 200,
     kinds: Annotated[
         str, typer.Option(help="Kinds of index, with commas between them.")
-    ] = "hnsw,hnsw_faiss,ivf_flat,ivf_pq,exact",
+    ] = "hnsw,hnsw_faiss,ivf_int8,ivf_flat,ivf_pq,exact",
     option: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="An option of the index, as m=32.")
     ] = None,
@@ -511,6 +511,45 @@ def bench_ann(
     _show_where(report)
 
 
+@app.command("deep-retrieval")
+def bench_deep_retrieval(
+    items: Annotated[int, typer.Option(min=1000, max=LARGEST, help="Made-up items.")] = 1_480_000,
+    width: Annotated[int, typer.Option(min=2, max=65_536, help="K, nodes of a layer.")] = 100,
+    depth: Annotated[int, typer.Option(min=1, max=62, help="D, layers.")] = 3,
+    beam: Annotated[int, typer.Option(min=1, max=10_000, help="B, paths searched.")] = 50,
+    dimension: Annotated[int, typer.Option(min=1, max=4096, help="Of the user's vector.")] = 64,
+    hidden: Annotated[int, typer.Option(min=0, max=65_536, help="Hidden units of a layer; 0: none.")] = 64,
+    reached: Annotated[int, typer.Option(min=1, max=LARGEST, help="Items on a user's paths, about.")] = 1500,
+    k: Annotated[int, typer.Option(min=1, max=10_000, help="Items asked for.")] = 200,
+    asked: Annotated[int, typer.Option(min=8, max=100_000, help="Queries.")] = 400,
+    repetitions: Annotated[int, typer.Option(min=1, help="How often they are timed.")] = 5,
+    as_json: JsonOption = False,
+) -> None:
+    """Time the search of paths and the ranker, of random weights, against comparing every item; on one core."""
+    from engine.bench import deep_retrieval
+
+    with console.BuildProgress() as progress:
+        report = deep_retrieval.bench_deep_retrieval(
+            items, width, depth, beam, dimension, (hidden,) if hidden else (), reached, k, asked, repetitions, progress
+        )  # fmt: skip
+    if as_json:
+        print_json(report)
+        return
+    headings = ("beam", "lists and ranker", "both", "tower besides", "all items", "times")
+    rows = console.table("batch", *((each, "right") for each in headings))
+    for row in report["rows"]:
+        parts = [f"{row[f'{name}_us']:,.0f}" for name in ("beam", "gather", "search", "tower", "brute")]
+        rows.add_row(str(row["batch"]), *parts, f"{row['ratio']:,.1f}")
+    console.output().print(rows)
+    words = (
+        f"CPU microseconds of a request; {report['items']:,} items on {report['paths']:,} of "
+        f"{report['width']}^{report['depth']} paths, a beam of {report['beam']}, which reaches "
+        f"{report['reached']:,.0f} entries, {report['k']:,} asked for"
+    )
+    console.output().print(words, style="dim", markup=False, soft_wrap=True)
+    _show_where(report)
+
+
 @app.command("sasrec")
 def bench_sasrec(
     directory: DataArgument,
@@ -549,6 +588,60 @@ def bench_sasrec(
             rows.add_row(who, *(f"{report[who][key]:{form}}" for _, key, form in names))
     console.output().print(rows)
     words = ", ".join(f"{name} {value:g}" for name, value in report["settings"].items())
+    console.output().print(words, style="dim", markup=False, soft_wrap=True)
+    _show_where(report)
+
+
+@app.command("mstep")
+def bench_mstep(
+    items: Annotated[int, typer.Option(min=10, max=LARGEST, help="Of a made-up catalogue.")] = 1_000_000,
+    per_item: Annotated[int, typer.Option(min=1, max=100, help="J, paths of an item.")] = 3,
+    kept: Annotated[int, typer.Option(min=1, max=1000, help="S, scored paths of an item.")] = 20,
+    width: Annotated[int, typer.Option(min=2, max=65_536, help="K, nodes of a layer.")] = 100,
+    depth: Annotated[int, typer.Option(min=1, max=62, help="D, layers.")] = 3,
+    penalty: Annotated[float, typer.Option(min=0, help="alpha.")] = 3e-7,
+    passes: Annotated[int, typer.Option(min=1, max=100, help="Over the items.")] = 4,
+    repetitions: Annotated[int, typer.Option(min=1, help="How often it is timed.")] = 3,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time the M-step of Deep Retrieval on made-up scores, and compare path sizes with those without a penalty."""
+    from engine.bench.assignment import bench_mstep
+    from engine.offline.build import usable_cores
+
+    with console.BuildProgress() as progress:
+        report = bench_mstep(
+            items,
+            per_item,
+            kept,
+            width,
+            depth,
+            penalty,
+            passes,
+            threads or usable_cores(),
+            progress,
+            repetitions,
+        )
+    if as_json:
+        print_json(report)
+        return
+    _show_spreads(report, ["seconds"])
+    names = ("penalty", "items on the fullest path", "share", "paths in use", "items of a path")
+    rows = console.table(*((each, "right") for each in names))
+    for row in report["rows"]:
+        numbers = (
+            f"{row['largest']:,}",
+            f"{row['largest_share']:.4%}",
+            f"{row['paths']:,}",
+            f"{row['mean_size']:.2f}",
+        )
+        rows.add_row(f"{row['penalty']:g}", *numbers)
+    console.output().print(rows)
+    words = (
+        f"{report['items']:,} items, J {report['per_item']}, S {report['kept']}, K {report['width']}, "
+        f"D {report['depth']}; the last of {report['passes']} passes changed {report['moved']:.3%} of the items; "
+        f"{console.counted(report['threads'], 'thread')}"
+    )
     console.output().print(words, style="dim", markup=False, soft_wrap=True)
     _show_where(report)
 

@@ -99,7 +99,7 @@ def sample(
     try:
         destination.mkdir(parents=True, exist_ok=True)
         for file in sorted(sample_path().iterdir()):
-            if file.suffix in (".parquet", ".toml") or file.name == "LICENSE":
+            if file.suffix in (".parquet", ".toml", ".npz") or file.name == "LICENSE":
                 # Contents only: the installed files may be read-only.
                 shutil.copyfile(file, destination / file.name)
     except OSError as error:

@@ -74,6 +74,7 @@ def demo(
     config = config.model_copy(update={"server": config.server.model_copy(update={"port": chosen})})
     out = console.output()
     source = data if data is not None else sample_path()
+    config = with_learnt(config, source)
     _compile_kernels()
     out.print(Text.assemble(("1. Build", "bold"), f" the channels of {source}"), soft_wrap=True)
     report = run_build(config, source, store)
@@ -87,6 +88,26 @@ def demo(
             state = None
         replica = Replica.open(config, store, state=state)
         asyncio.run(_serve_and_ask(config, replica, report.dataset, store, once, user, state))
+
+
+def with_learnt(config: Config, source: Path) -> Config:
+    """Return the configuration with the channels in the default scene that came with the data set, trained: they are
+    asked for as much as the scene's first channel."""
+    from engine.data.dataset import Dataset
+    from engine.data.learnt import learnt_channels
+
+    found = learnt_channels(source)
+    data = Dataset.open(source).fingerprint() if found else ""
+    for name, made_of in found.items():
+        if made_of["dataset"] != data:
+            continue
+        config = config.with_channel_options({name: made_of["options"]}, f"{name}.model.npz")
+        scene = config.scenes["default"]
+        quotas = {**scene.quotas, name: max(scene.quotas.values())}
+        config = config.model_copy(
+            update={"scenes": {**config.scenes, "default": scene.model_copy(update={"quotas": quotas})}}
+        )
+    return config
 
 
 def _compile_kernels() -> None:

@@ -30,10 +30,12 @@ from engine.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from engine.offline.evaluate import Report
-    from engine.offline.protocols import Part
+    from engine.offline.protocols import HeldUsers, Part, Protocol
 
 Metrics = dict[str, float]
-_METRICS = ("recall", "ndcg", "hit", "coverage")
+_METRICS = ("recall", "ndcg", "hit", "coverage", "tail")
+_PAPERS = ("precision", "recall", "f", "coverage")
+"""What is shown of disjoint-users: the metrics of the papers that have it."""
 
 
 def evaluate(
@@ -63,6 +65,19 @@ def evaluate(
         str | None,
         typer.Option(help="Train with each of these seeds, as 1,2,3, and report means and deviations."),
     ] = None,
+    held_users: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="disjoint-users: users of each part. Default: 1,000, at most a tenth of those there are.",
+        ),
+    ] = None,
+    held_seed: Annotated[
+        int | None, typer.Option(min=0, help="disjoint-users: another seed draws other users.")
+    ] = None,
+    repeats: Annotated[
+        bool, typer.Option("--repeats/--no-repeats", help="Let lists hold what users are known to like.")
+    ] = False,
     params: ParamsOption = None,
     config: ConfigOption = None,
     threads: ThreadsOption = None,
@@ -94,16 +109,22 @@ def evaluate(
         dataset = Dataset.open(directory)
         progress.advance()
         way = protocol_of(dataset, protocol)
+        held = held_out(way, held_users, held_seed)
         store = cached_store(cache or console.cache_folder() / "evaluations", dataset.fingerprint())
         reports = [
-            evaluate(each, dataset, way, names, cuts, store, progress, scene, chosen, threads)
+            evaluate(each, dataset, way, names, cuts, store, progress, scene, chosen, threads, held, repeats)
             for each in variants
         ]
     for one in reports:
         remember(store, one.snapshots)
     report, spread = averaged(reports), deviations(reports) if drawn else {}
     if as_json:
-        setting: dict[str, Any] = {"part": chosen, "at": cuts, "merge": asked.merge.name.lower()}
+        setting: dict[str, Any] = {
+            "part": chosen,
+            "at": cuts,
+            "merge": asked.merge.name.lower(),
+            "repeats": repeats,
+        }
         if drawn:
             runs = [
                 {"seed": seed, "channels": one.channels} for seed, one in zip(drawn, reports, strict=True)
@@ -145,6 +166,22 @@ def merge_settings(
     return settings
 
 
+def held_out(protocol: Protocol, count: int | None, seed: int | None) -> HeldUsers | None:
+    """Return whom disjoint-users tests; None for its defaults, and for the other protocols.
+
+    Raises:
+        ConfigError: it was said for another protocol.
+    """
+    from engine.offline.protocols import HeldUsers
+
+    given = {"count": count, "seed": seed}
+    values = {name: value for name, value in given.items() if value is not None}
+    if values and protocol != "disjoint-users":
+        name = "--held-users" if "count" in values else "--held-seed"
+        raise ConfigError(f"means nothing for {protocol}: it belongs to disjoint-users", name)
+    return HeldUsers(**values) if values else None
+
+
 def part_of(text: str) -> Part:
     """Return the part of that name; ConfigError if it is none."""
     from engine.offline.protocols import PARTS
@@ -178,15 +215,14 @@ def show_report(report: Report, cuts: Sequence[int], spread: Mapping[str, Any]) 
 
 
 def _metrics_table(report: Report, k: int, spread: Mapping[str, Any]) -> Any:
-    names = [*_METRICS, *(["recall lost"] if report.without else [])]
+    shown = _PAPERS if report.protocol == "disjoint-users" else _METRICS
+    names = [*shown, *(["recall lost"] if report.without else [])]
     rows = console.table("", *((name, "right") for name in names), title=f"The first {k}")
 
     def add(label: str, metrics: Metrics, *lost: str, apart: Metrics | None = None) -> None:
-        cells = [f"{metrics[f'{name}@{k}']:.4f}" for name in _METRICS]
+        cells = [f"{metrics[f'{name}@{k}']:.4f}" for name in shown]
         if apart is not None:
-            cells = [
-                f"{cell} ±{apart[f'{name}@{k}']:.4f}" for name, cell in zip(_METRICS, cells, strict=True)
-            ]
+            cells = [f"{cell} ±{apart[f'{name}@{k}']:.4f}" for name, cell in zip(shown, cells, strict=True)]
         rows.add_row(label, *cells, *lost)
 
     for name, metrics in report.channels.items():

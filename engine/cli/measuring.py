@@ -24,7 +24,7 @@ DataArgument: TypeAlias = Annotated[
 ProtocolOption: TypeAlias = Annotated[
     str | None,
     typer.Option(
-        metavar="fixed-split|leave-one-out|temporal",
+        metavar="fixed-split|leave-one-out|temporal|disjoint-users",
         help="How the data is cut. Default: `protocol` in its dataset.toml.",
     ),
 ]

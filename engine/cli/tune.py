@@ -37,7 +37,11 @@ def tune(
     protocol: ProtocolOption = None,
     channels: ChannelsOption = None,
     metric: Annotated[
-        str, typer.Option(metavar="recall@K|ndcg@K|hit@K|coverage@K", help="What is made as large as can be.")
+        str,
+        typer.Option(
+            metavar="METRIC@K",
+            help="What is made as large as can be: recall, ndcg, hit, precision, f, coverage.",
+        ),
     ] = "recall@20",
     trials: Annotated[int, typer.Option(min=1, help="Settings tried per channel.")] = 40,
     scene: SceneOption = "default",

@@ -16,7 +16,7 @@ from engine.core.interactions import Interactions
 from engine.core.items import ItemColumns
 from engine.core.options import Options
 from engine.core.query import Query, QueryBatch
-from engine.core.types import AnyArray, Int32Array, Int64Array, UInt8Array
+from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array, UInt8Array
 
 
 class ArrayAppender(Protocol):
@@ -100,6 +100,8 @@ class BuildContext:
         mode: how to build; anything but "full" matters only to what learns.
         previous: the arrays of the last snapshot of the same channel, which `mode` may start from; None in full mode, or
             where there is none.
+        learnt: the arrays that `Channel.learnt` names, learnt earlier from the same data with the same options: taken instead
+            of training. None: there are none, or the training is wanted.
         work: a folder of this very build (same data, options and code) that need not exist yet: where one that is
             interrupted may leave what the next one goes on from, and a finished one what people may look at. It goes
             when it was not touched for a month. None: there is none.
@@ -117,6 +119,7 @@ class BuildContext:
     events: Events | None = None
     mode: BuildMode = "full"
     previous: Mapping[str, AnyArray] | None = None
+    learnt: Mapping[str, AnyArray] | None = None
     work: Path | None = None
 
 
@@ -163,6 +166,10 @@ class Channel:
     counts_recalls: ClassVar[bool] = False
     """Whether the state store is told which of its candidates each answer held, so that it can stop proposing them."""
 
+    learnt: ClassVar[tuple[str, ...]] = ()
+    """How the names of those arrays of its snapshot begin that a training gives: all that `BuildContext.learnt` must hold
+    for a build without one. Empty: none can be built so."""
+
     def __init__(self, config: Any) -> None:
         self.config = config
 
@@ -196,6 +203,30 @@ class Channel:
         Args:
             rows: int32[m], each once; rows past those of before are new items.
         """
+
+    def assign(self, rows: Int32Array, clusters: Int32Array, biases: Float32Array) -> None:
+        """Take the newest clusters of some items, from a trainer that goes on learning.
+
+        Overriding it makes the server follow the assignment log of the channel whose snapshot this one loads
+        (docs/streaming-vq.md), from the position that the array `log_position` of the snapshot names. Called as `update`
+        is, and after it for items that both are about.
+
+        Args:
+            rows: int32[m], each once, of items that the catalogue has.
+            clusters: int32[m], in the codebook that the snapshot's training began with.
+            biases: float32[m].
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no assign()")
+
+    def trigger_names(self, triggers: Int64Array) -> UInt8Array:
+        """Return what triggers are called in answers: uint8[m, width], UTF-8 ended by zeros.
+
+        Only for a kind of trigger that has no index (not items, users or authors); without it their numbers stand there.
+
+        Args:
+            triggers: int64[m], from the trigger column of this channel's answers; none is -1.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no trigger_names()")
 
     def enable(self, query: Query) -> bool:
         """Gate: whether to run for this query. Overriding it costs a Python call per query."""
@@ -232,6 +263,16 @@ class Channel:
 def gates(channel: Channel) -> bool:
     """Whether the channel overrides `enable`, so that the framework must ask it for each query."""
     return type(channel).enable is not Channel.enable
+
+
+def names_triggers(channel: Channel) -> bool:
+    """Whether the channel overrides `trigger_names`, so that answers hold what it calls them."""
+    return type(channel).trigger_names is not Channel.trigger_names
+
+
+def takes_assignments(channel: Channel) -> bool:
+    """Whether the channel overrides `assign`, so that somebody must follow its assignment log."""
+    return type(channel).assign is not Channel.assign
 
 
 def ask(channel: Channel, batch: QueryBatch, k: Int32Array) -> CandidateBatch:

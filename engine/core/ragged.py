@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from engine.core.types import Float32Array, RaggedRows
+from engine.core.types import Float32Array, Int32Array, RaggedRows
 
 
 def first_and_others(lists: RaggedRows, others: float) -> Float32Array:
@@ -14,6 +14,32 @@ def first_and_others(lists: RaggedRows, others: float) -> Float32Array:
     starts = lists.offsets[:-1]
     weights[starts[starts < lists.offsets[1:]]] = 1.0
     return weights
+
+
+def put_first(lists: RaggedRows, first: Int32Array) -> RaggedRows:
+    """Return the lists, each with one row at its front, which stands nowhere else in it then.
+
+    Args:
+        lists: of n queries.
+        first: int32[n]; a negative one leaves its list as it is.
+    """
+    rows, offsets = np.empty(lists.rows.size + first.size, np.int32), np.empty(first.size + 1, np.int64)
+    _put_first(lists.rows, lists.offsets, first, rows, offsets)
+    return RaggedRows(rows[: int(offsets[-1])], offsets)
+
+
+@njit(nogil=True, cache=True)
+def _put_first(rows, offsets, first, out_rows, out_offsets):  # type: ignore[no-untyped-def]
+    to = out_offsets[0] = 0
+    for q in range(first.size):
+        if first[q] >= 0:
+            out_rows[to] = first[q]
+            to += 1
+        for at in range(offsets[q], offsets[q + 1]):
+            if first[q] < 0 or rows[at] != first[q]:
+                out_rows[to] = rows[at]
+                to += 1
+        out_offsets[q + 1] = to
 
 
 @njit(nogil=True, cache=True)

@@ -644,3 +644,33 @@ def item_columns_of(columns: Any, rows: Int32Array) -> dict[str, AnyArray]:
 
 LIVE_COLUMNS = ("item_id", "author", "city", "published_at", "quality", "latitude", "longitude", "tags")
 """Columns of items that are known of what is published live; any other feature of such an item is missing."""
+
+
+def encode_live(encoder: Encoder, table: Encoded, columns: Any, rows: Int32Array) -> Encoded:
+    """Encode items as they are now; what the live columns do not say stays as the build had it.
+
+    Args:
+        encoder: of the item features.
+        table: all items of the build, encoded; of later ones it says nothing.
+        columns: the live columns, an `ItemColumns`.
+        rows: int32[m].
+    """
+    live = encoder.encode(item_columns_of(columns, rows), rows)
+    stored = take_encoded(table, rows)
+    code = many = number = 0
+    multi = list(live.multi)
+    for feature in encoder.features:
+        stays = source_of(feature.name) not in LIVE_COLUMNS
+        if feature.coded:
+            if stays:
+                live.codes[:, code] = stored.codes[:, code]
+            code += 1
+        elif feature.multi:
+            if stays:
+                multi[many] = stored.multi[many]
+            many += 1
+        else:
+            if stays:
+                live.numbers[:, number : number + 2] = stored.numbers[:, number : number + 2]
+            number += 2
+    return Encoded(live.codes, tuple(multi), live.numbers)

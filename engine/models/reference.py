@@ -13,7 +13,11 @@ from engine.models.spec import ModelSpec, Side, tower_shape
 
 def item_vectors(spec: ModelSpec, arrays: Mapping[str, AnyArray], items: Encoded) -> Float32Array:
     """float32[m, dimension]: as `ItemTower.vectors`."""
-    return np.array([_row(spec, "item", arrays, items, r, None) for r in range(len(items))], np.float32)
+    rows = [_row(spec, "item", arrays, items, r, None) for r in range(len(items))]
+    if spec.popularity_exponent:
+        at = spec.item_code
+        rows = [arrays["item.lengths"][items.codes[r, at]] * row for r, row in enumerate(rows)]
+    return np.array(rows, np.float32)
 
 
 def user_vectors(
@@ -209,6 +213,8 @@ def random_weights(spec: ModelSpec, seed: int = 0) -> dict[str, Float32Array]:
     if spec.prompts:
         shapes["user.sequence.prompts"] = (spec.prompts + 1, spec.sequence.width)
         shapes |= {"user.intent.weight": (spec.prompts, spec.dimension), "user.intent.bias": (spec.prompts,)}
+    if spec.popularity_exponent:
+        shapes["item.lengths"] = (spec.items + 1,)
     return {name: rng.normal(0, 0.3, each).astype(np.float32) for name, each in shapes.items()}
 
 

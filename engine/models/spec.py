@@ -34,6 +34,7 @@ fields are added up instead, and the floats stand behind the sum.
 | `cross.excite.weight`, `.bias` | [f, (f + 1) // 2], [f] | senet, fibinet |
 | `cross.bilinear.weight` | [field width, field width] | fibinet, no bias |
 | `layers.<l>.weight`, `.bias` | [out, in], [out] | the MLP: `hidden`, then `dimension` |
+| `lengths` | [items + 1] | item tower with `popularity_exponent`: the length of each item's vector; not trained |
 
 **Sequences.** E is [n, width], the embeddings of the items that are no padding, oldest first. Of an empty history the
 vector is zeros, whatever the kind.
@@ -65,6 +66,9 @@ softmax(intent(vector)), the vector being what the tower makes of the history un
 **MLP**: Linear and ReLU for each width of `hidden`, then Linear to `dimension`. It is left out where `hidden` is empty,
 there is no cross, and the input is one field (or sum of fields) of width `dimension`: then the tower is a table of ids
 (matrix factorisation), or a sequence encoder. With `metric = "cosine"` the result is divided by max(its L2 norm, 1e-12).
+With `popularity_exponent` an item's is then multiplied by its length, (c / mean c)^popularity_exponent, c how many users
+like it, at least 1: a cosine has no place for how popular an item is, and this gives it one without a dimension more.
+Code 0, an item that the build did not know, counts as c = 1.
 """
 
 from __future__ import annotations
@@ -233,6 +237,9 @@ class Towers(Options):
     metric: Literal["cosine", "inner"] = "cosine"
     """`cosine`: both vectors have length 1."""
 
+    popularity_exponent: float = Field(default=0.0, ge=0, le=1)
+    """cosine: the vector of an item that c users like gets the length (c / that of the mean item)^this instead of 1."""
+
     tie_items: bool = True
     """Whether the sequence reads the item tower's `item_id` embedding instead of a table of its own."""
 
@@ -253,6 +260,22 @@ class Towers(Options):
         if not self.tie_items or self.sequence.kind == "none":
             return None
         return next(at for at, feature in enumerate(self.features("item")) if feature.name == ITEM_ID)
+
+    @property
+    def item_code(self) -> int:
+        """Which column of the encoded items is the item itself; there is one where something is tied or has a length."""
+        own = self.features("item")
+        at = next(at for at, feature in enumerate(own) if feature.name == ITEM_ID)
+        return sum(feature.coded for feature in own[:at])
+
+    @model_validator(mode="after")
+    def _length_fits(self) -> Self:
+        if self.popularity_exponent:
+            if self.metric != "cosine":
+                raise ValueError('popularity_exponent is of metric = "cosine"; inner products have lengths')
+            if not any(f.name == ITEM_ID and f.lookup == "table" for f in self.features("item")):
+                raise ValueError('popularity_exponent needs the item feature "item_id" with lookup = "table"')
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

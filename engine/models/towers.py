@@ -191,14 +191,23 @@ class _Tower:
 class ItemTower(_Tower):
     """From what is known of an item to its vector."""
 
+    def __init__(self, spec: ModelSpec, arrays: Mapping[str, AnyArray]) -> None:
+        super().__init__(spec, "item", arrays)
+        self._lengths = (
+            Weights(arrays, "item").get("lengths", spec.items + 1) if spec.popularity_exponent else None
+        )
+
     @classmethod
     def load(cls, spec: ModelSpec, arrays: Mapping[str, AnyArray]) -> Self:
         """Return the tower whose weights are `item.*`; SnapshotError where they are not as the specification says."""
-        return cls(spec, "item", arrays)
+        return cls(spec, arrays)
 
     def vectors(self, items: Encoded) -> Float32Array:
         """float32[m, dimension]: the vectors of m items."""
-        return self._head(self._input(items, None, 1))
+        vectors = self._head(self._input(items, None, 1))
+        if self._lengths is not None:
+            vectors *= self._lengths[items.codes[:, self.spec.item_code], None]
+        return vectors
 
 
 class UserTower(_Tower):
@@ -256,8 +265,15 @@ class UserTower(_Tower):
             users: what is known of the queries.
             tasks: int32[n], the prompt of each; where the tower has prompts.
         """
-        sequence = self._sequence(users, tasks)
-        return self._head(self._input(users, sequence, self.spec.vectors_per_user))
+        return self.head(self.inputs(users, tasks))
+
+    def inputs(self, users: EncodedUsers, tasks: Int32Array | None = None) -> Float32Array:
+        """float32[n * interests, D]: the fields of n queries side by side (or their sum), and their floats."""
+        return self._input(users, self._sequence(users, tasks), self.spec.vectors_per_user)
+
+    def head(self, x: Float32Array) -> Float32Array:
+        """float32[m, dimension]: the vectors of what `inputs` gives."""
+        return self._head(x)
 
     def intent(self, vectors: Float32Array) -> Float32Array:
         """float32[n, prompts]: the probability of each task, from float32[n, dimension], the vectors of the intent."""

@@ -7,6 +7,7 @@ import inspect
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,18 +17,20 @@ from typing import Any
 
 import numpy as np
 
+import engine
 from engine import __version__
 from engine.config import Config
 from engine.core.channel import BuildContext, BuildMode, Channel, Events, Progress, SnapshotSink
 from engine.core.errors import BuildError, ConfigError, SnapshotError, StateError
 from engine.core.interactions import Interactions
-from engine.core.options import build_parameters
+from engine.core.options import Options, build_parameters
 from engine.core.types import AnyArray, BoolArray
 from engine.data.catalogue import Catalogue
 from engine.data.dataset import Dataset
 from engine.data.events import EventLog, ignored_events, interest_matrix
 from engine.data.fold import fold
 from engine.data.follows import read_follows
+from engine.data.learnt import read_learnt
 from engine.data.snapshot import CATALOGUE, Release, SnapshotStore, SnapshotWriter
 from engine.state.history import HISTORY, write_history
 from engine.state.log import START, LiveLog, offset_key
@@ -36,6 +39,11 @@ log = logging.getLogger(__name__)
 
 WORK_DAYS = 30
 """What an interrupted build left is kept so long, for the same build to go on from."""
+
+SHARED_CODE = ("engine.models", "engine.training", "engine.ann")
+"""What channels that learn share: it decides what they build as much as their own modules do."""
+
+_IMPORTED = re.compile(r"^\s*(?:from|import)\s+(\w+\.[\w.]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ class Source:
         follows: who follows whom, users x authors; None where the data set has no follows.
         log_offset: up to where of the live log the catalogue holds what was published.
         events: events of the kinds that some channel reads; None where none does.
+        folder: where channels may find what was learnt from just this; None: nowhere.
     """
 
     catalogue: Catalogue
@@ -62,6 +71,7 @@ class Source:
     follows: Interactions | None = None
     log_offset: str = START
     events: Events | None = None
+    folder: Path | None = None
 
     @classmethod
     def of(
@@ -137,7 +147,8 @@ def build_release(
     events = EventLog.read(dataset, catalogue)
     progress.advance()
     follows = read_follows(dataset, catalogue)
-    source = replace(Source.of(config, events, catalogue, key, follows=follows), log_offset=offset)
+    source = Source.of(config, events, catalogue, key, follows=follows)
+    source = replace(source, log_offset=offset, folder=dataset.path)
     anew = frozenset(config.snapshot_of(name) for name in channels or ())
     names = list(dict.fromkeys((*used_channels(config), *anew)))
     source = replace(source, events=events_read(config, names, events))
@@ -244,8 +255,12 @@ def build_components(
             kinds = loaded.event_kinds(options)
             events = None if source.events is None or not kinds else _of_kinds(source.events, kinds)
             previous = None if how == "full" else previous_arrays(store, name)
+            learnt = None
+            if loaded.learnt and source.folder is not None and name not in anew:
+                learnt = read_learnt(source.folder, name, made_of(config, options, source.key))
+            context = replace(context, events=events, mode=how, previous=previous, learnt=learnt, work=work)
             try:
-                loaded.build(options, replace(context, events=events, mode=how, previous=previous, work=work))
+                loaded.build(options, context)
             except ConfigError as error:
                 # A channel knows its options, not what it is called.
                 text = str(error).removeprefix(f"{error.field}: ")
@@ -344,23 +359,53 @@ def interest_parameters(config: Config) -> dict[str, Any]:
     return {"interest": dict(config.interest), "min_rating": config.min_rating}
 
 
+def made_of(config: Config, options: Options, key: str) -> dict[str, Any]:
+    """Return what a training depends on, but for the code: the data, what counts as interest, the channel's options."""
+    return {"dataset": key, **interest_parameters(config), "options": build_parameters(options)}
+
+
 def code_of(channel: type[Channel]) -> str:
     """Name the code of a channel, so that a changed builder builds anew: its class, and a digest of its module; of one
-    that is in a package of its own, a folder below the folder of the plugins, of all modules of the package."""
+    that is in a package of its own, a folder below the folder of the plugins, of all modules of the package. Other
+    plugins and the packages of `SHARED_CODE` are digested with it where it imports them, itself or through these."""
     file = inspect.getsourcefile(channel)
     digest = hashlib.sha256()
-    for path in [] if file is None else _modules(channel.__module__, Path(file)):
+    for path in [] if file is None else _reached(channel.__module__, Path(file)):
         digest.update(path.read_bytes())
     return f"{channel.__module__}:{channel.__qualname__} {digest.hexdigest()[:12] if file else 'unknown'}"
+
+
+def _reached(name: str, file: Path) -> list[Path]:
+    """Return the files of a module's code and of what they import, in a fixed order."""
+    plugins = name.partition(".")[0]
+    above = file.parents[name.count(".") + (file.name == "__init__.py")]
+    found: set[Path] = set()
+    left = _modules(name, file)
+    while left:
+        path = left.pop()
+        if path in found:
+            continue
+        found.add(path)
+        for imported in _IMPORTED.findall(path.read_text("utf-8")):
+            package = ".".join(imported.split(".")[:2])
+            if package in SHARED_CODE:
+                left += _package(Path(engine.__file__).parent / package.partition(".")[2])
+            elif package.startswith(f"{plugins}."):
+                folder = above / plugins / package.partition(".")[2]
+                module = folder.with_suffix(".py")
+                left += [module] if module.is_file() else _package(folder)
+    return sorted(found)
 
 
 def _modules(name: str, file: Path) -> list[Path]:
     """Return the files that a channel's code is in: its module, or the package of two or more names that it is in."""
     is_package = file.name == "__init__.py"
     package = name if is_package else name.rpartition(".")[0]
-    if "." not in package:
-        return [file]
-    return sorted(path for path in file.parent.rglob("*.py"))
+    return _package(file.parent) if "." in package else [file]
+
+
+def _package(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.py"))
 
 
 def _in_service(store: SnapshotStore) -> Release | None:

@@ -18,6 +18,7 @@ from engine.core.interactions import Interactions
 from engine.core.memory import MemorySink
 from engine.core.merge import MergeMode
 from engine.core.options import Options
+from engine.core.query import QueryBatch
 from engine.core.types import Int32Array, RaggedRows
 from engine.data.catalogue import Catalogue
 from engine.data.dataset import Dataset
@@ -32,13 +33,13 @@ from engine.offline.build import (
     events_read,
     usable_cores,
 )
-from engine.offline.metrics import hit_matrix, overlap_share, ranking_metrics
+from engine.offline.metrics import hit_matrix, long_tail, overlap_share, ranking_metrics, tail_recall
 from engine.offline.past import PastLeftovers, PastState, Places
-from engine.offline.protocols import Part, Protocol, Split, cut
+from engine.offline.protocols import HeldUsers, Part, Protocol, Split, cut, pick
 from engine.online.hydrate import Hydrator
 from engine.online.pipeline import Pipeline
 from engine.online.replica import load_context
-from engine.online.request import Request
+from engine.online.request import RecentItems, Request
 from engine.state.history import SnapshotHistory, write_history
 
 BATCH = 64
@@ -88,6 +89,7 @@ class World:
         state: the users as they were.
         channels, filters: loaded, by name.
         snapshots: component -> version where they came from a store; empty where they were built in memory.
+        repeats: what users know may be answered, too.
     """
 
     config: Config
@@ -97,6 +99,7 @@ class World:
     channels: dict[str, Channel]
     filters: dict[str, Filter]
     snapshots: dict[str, str]
+    repeats: bool = False
 
     @classmethod
     def built(
@@ -186,36 +189,15 @@ class World:
         return self.live.base
 
     def lists(self, scene: SceneConfig, users: Int32Array, limit: int, threads: int) -> RaggedRows:
-        """Return the ranked rows that the scene's pipeline gives each user, what they know masked.
+        """Return the ranked rows that the scene's pipeline gives each user, what they know masked unless it `repeats`.
 
-        Users ask from where they were last.
+        Users ask from where they were last. Where nothing is learnt from them, they are guests who bring what they did.
         """
-        live = self.live
-        hydrator = Hydrator(live.items, live.users, self.state, live.authors, live.columns)
-        pipeline = Pipeline(scene, self.channels, self.filters, hydrator)
-        known = self.split.known
-        now = moment(self.catalogue, self.split)
-        ids = self.catalogue.users.ids(users).tolist()
-        places = Places.of(known, live.columns)
-        cities = ["", *live.columns.city_codes]  # in order of code, from 0; -1 is the first
+        pipeline = Pipeline(scene, self.channels, self.filters, self._hydrator())
+        places = Places.of(self.split.known, self.live.columns)
 
         def ask(start: int) -> tuple[Int32Array, Any]:
-            requests = []
-            for at in range(start, min(start + BATCH, users.size)):
-                mine = known.rows[known.indptr[users[at]] : known.indptr[users[at] + 1]]
-                excluded = self.catalogue.items.ids(mine)
-                requests.append(
-                    Request(
-                        user_id=ids[at],
-                        limit=limit,
-                        excluded=excluded,
-                        now=now,
-                        latitude=float(places.latitude[users[at]]),
-                        longitude=float(places.longitude[users[at]]),
-                        city=cities[places.cities[users[at]] + 1],
-                    )
-                )
-            run = pipeline.run(requests)
+            run = pipeline.run(self._requests(users[start : start + BATCH], limit, places))
             if run.messages:
                 raise ConfigError(f"a channel failed: {'; '.join(run.messages.values())}")
             return run.merged.rows, np.diff(run.merged.offsets)
@@ -226,23 +208,64 @@ class World:
         np.cumsum(np.concatenate([lengths for _, lengths in parts]), out=offsets[1:])
         return RaggedRows(np.concatenate([rows for rows, _ in parts]), offsets)
 
+    def batch(self, users: Int32Array) -> QueryBatch:
+        """Return the batch that a channel is given when these users ask together, as in `lists`."""
+        places = Places.of(self.split.known, self.live.columns)
+        return self._hydrator()(self._requests(users, 1, places)).batch
+
+    def _hydrator(self) -> Hydrator:
+        live = self.live
+        return Hydrator(live.items, live.users, self.state, live.authors, live.columns)
+
+    def _requests(self, users: Int32Array, limit: int, places: Places) -> list[Request]:
+        known, keep = self.split.known, self.config.history.keep
+        now = moment(self.catalogue, self.split)
+        cities = ["", *self.live.columns.city_codes]  # in order of code, from 0; -1 is the first
+        requests = []
+        for user, user_id in zip(users.tolist(), self.catalogue.users.ids(users).tolist(), strict=True):
+            mine = slice(known.indptr[user], known.indptr[user + 1])
+            items = self.catalogue.items.ids(known.rows[mine])
+            recent = None
+            if self.split.strangers:
+                points, times = known.weights[mine][:keep], known.timestamps[mine][:keep]
+                recent = RecentItems(items[:keep], points, times, np.zeros(points.size, np.int64), True)
+            requests.append(
+                Request(
+                    user_id=None if self.split.strangers else user_id,
+                    limit=limit,
+                    recent=recent,
+                    excluded=None if self.repeats else items,
+                    now=now,
+                    latitude=float(places.latitude[user]),
+                    longitude=float(places.longitude[user]),
+                    city=cities[places.cities[user] + 1],
+                )
+            )
+        return requests
+
 
 def moment(catalogue: Catalogue, split: Split) -> int:
     """Return when the requests are asked: at the last event that is known, or, where events have no times, when every
     item is published; seconds since the epoch."""
-    last = int(split.known.timestamps.max(initial=0))
+    last = max(int(each.timestamps.max(initial=0)) for each in (split.learnt, split.known))
     published = catalogue.numeric.get("published_at")
     return last if last or published is None else int(published.max(initial=0))
 
 
 def known_follows(dataset: Dataset, catalogue: Catalogue, split: Split, timed: bool) -> Interactions | None:
-    """Return the follows of the time that is known; all of them where events have no times (`timed`)."""
-    return read_follows(dataset, catalogue, int(split.known.timestamps.max(initial=0)) if timed else None)
+    """Return the follows of the time that is known; all of them where events have no times (`timed`).
+
+    Where nothing is learnt from the users that are tested, only of users that something is learnt from.
+    """
+    follows = read_follows(dataset, catalogue, int(split.learnt.timestamps.max(initial=0)) if timed else None)
+    if follows is None or not split.strangers:
+        return follows
+    return pick(follows, np.repeat(split.learnt.user_counts() > 0, follows.user_counts()))
 
 
 def _source(catalogue: Catalogue, split: Split, fingerprint: str, follows: Interactions | None) -> Source:
-    now = int(split.known.timestamps.max(initial=0))
-    return Source(catalogue, split.known, now, f"{fingerprint}.{split.key}", {}, follows)
+    now = int(split.learnt.timestamps.max(initial=0))
+    return Source(catalogue, split.learnt, now, f"{fingerprint}.{split.key}", {}, follows)
 
 
 def scene_of(
@@ -277,6 +300,8 @@ def evaluate(
     scene: str = "default",
     part: Part = "test",
     threads: int | None = None,
+    held: HeldUsers | None = None,
+    repeats: bool = False,
 ) -> Report:
     """Evaluate channels alone, together, and together but for one.
 
@@ -291,9 +316,11 @@ def evaluate(
         scene: whose merge mode, quotas, weights and fallback are used.
         part: "test", or "validation" for choosing.
         threads: cores to use; None for all.
+        held: whom disjoint-users tests; None for its defaults.
+        repeats: what users are known to like may be answered, too; else it is masked.
 
     Raises:
-        ConfigError: an unknown scene or channel, or a channel that fails.
+        ConfigError: an unknown scene or channel, a channel that fails, or `held` leaves nobody to learn from.
         DatasetError: the data lacks what the protocol needs.
     """
     threads = threads or usable_cores()
@@ -307,7 +334,7 @@ def evaluate(
     base = config.scenes[scene]
     catalogue = Catalogue.from_dataset(dataset)
     events = EventLog.read(dataset, catalogue)
-    split = cut(config, events, protocol, part)
+    split = cut(config, events, protocol, part, held)
     follows = known_follows(dataset, catalogue, split, events.timed)
     fallback = [name for name in base.fallback if name not in channels] if split.cold.size else []
     needed = [*channels, *fallback]
@@ -315,6 +342,7 @@ def evaluate(
     world = World.built(
         config, catalogue, split, fingerprint, needed, store, progress, threads, follows, events
     )
+    world = replace(world, repeats=repeats)
     if protocol == "temporal":
         rankers = [name for name in channels if not world.channels[name].counts_recalls]
         if 0 < len(rankers) < len(channels):
@@ -335,8 +363,11 @@ def evaluate(
         lists[label] = world.lists(scene_of(base, names, deepest), split.users, deepest, threads)
         progress.advance()
 
+    tail = long_tail(split.learnt)
+
     def measured(ranked: RaggedRows, truth: RaggedRows) -> dict[str, float]:
         metrics = ranking_metrics(ranked, truth, len(catalogue.items), cuts)
+        metrics |= tail_recall(ranked, truth, tail, cuts)
         return metrics | {"candidates": float(ranked.lengths.mean())}
 
     metrics = {label: measured(ranked, split.truth) for label, ranked in lists.items()}
@@ -351,7 +382,7 @@ def evaluate(
         without = {name: metrics[other] for name, other in (tuple(channels), tuple(channels)[::-1])}
     return Report(
         protocol=protocol,
-        statement=split.statement,
+        statement=f"{split.statement}; what users know is {'not masked' if repeats else 'masked'}",
         users=int(split.users.size),
         items=len(catalogue.items),
         channels={name: metrics[name] for name in channels},
@@ -428,7 +459,8 @@ def _rehearsed(
     if not users.size:  # nobody had done anything yet: nothing to build from, and nobody to rank for
         return PastLeftovers(np.zeros(len(catalogue.users) + 1, np.int64), none, then)
     nothing = RaggedRows.empty(users.size)
-    earlier = Split(known, users, nothing, none, RaggedRows.empty(0), f"{split.key}.rehearsed", "", past)
+    empty = RaggedRows.empty(0)
+    earlier = Split(known, known, users, nothing, none, empty, f"{split.key}.rehearsed", "", past)
     world = World.built(
         config, catalogue, earlier, fingerprint, channels, store, progress, threads, events=events
     )

@@ -3,10 +3,13 @@
     fixed-split     the data's own `split` column: train (and tune) is known, test is the truth
     leave-one-out   each user's newest item is the truth, everything before it is known
     temporal        a moment cuts time: before it is known, what users newly liked after it is the truth
+    disjoint-users  users are drawn to be tested and never learnt from: the older half of what each liked comes with the
+                    query, the newer half is the truth (Zhu et al. 2018, TDM; Gao et al. 2021, Deep Retrieval, 4.1)
 
-The validation part of each is carved from what the test protocol knows, so choosing on it never sees a test event:
-fixed-split takes the `tune` split where there is one and a seeded tenth of each user's train items where not;
-leave-one-out takes the second-newest item; temporal cuts the known part again.
+The validation part of the first three is carved from what the test protocol knows, so choosing on it never sees a test
+event: fixed-split takes the `tune` split where there is one and a seeded tenth of each user's train items where not;
+leave-one-out takes the second-newest item; temporal cuts the known part again. That of disjoint-users is as many other
+users, and both parts learn from the same ones.
 """
 
 from __future__ import annotations
@@ -17,20 +20,37 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from engine.config import Config
-from engine.core.errors import DatasetError
+from engine.core.errors import ConfigError, DatasetError
 from engine.core.interactions import Interactions
 from engine.core.types import BoolArray, Int32Array, Int64Array, RaggedRows
 from engine.data.events import EventLog, interest_matrix
 from engine.data.form import SPLITS
 
-Protocol = Literal["fixed-split", "leave-one-out", "temporal"]
-PROTOCOLS: tuple[Protocol, ...] = ("fixed-split", "leave-one-out", "temporal")
+Protocol = Literal["fixed-split", "leave-one-out", "temporal", "disjoint-users"]
+PROTOCOLS: tuple[Protocol, ...] = ("fixed-split", "leave-one-out", "temporal", "disjoint-users")
 Part = Literal["validation", "test"]
 PARTS: tuple[Part, ...] = ("validation", "test")
 
 TEMPORAL_SHARE = 0.1
 VALIDATION_SHARE = 0.1
 VALIDATION_SEED = 20_240_229
+HELD_USERS = 1_000
+HELD_SHARE = 0.1
+"""Without a number of its own each part of disjoint-users has so many users, and at most this share of those that can
+be tested."""
+
+
+@dataclass(frozen=True)
+class HeldUsers:
+    """Whom disjoint-users keeps out of the training.
+
+    Attributes:
+        count: users of each part; None for `HELD_USERS`, or `HELD_SHARE` of those that can be tested where that is less.
+        seed: of the drawing.
+    """
+
+    count: int | None = None
+    seed: int = VALIDATION_SEED
 
 
 @dataclass(frozen=True)
@@ -38,16 +58,19 @@ class Split:
     """One cut of a data set.
 
     Attributes:
-        known: the interest matrix that channels are built from and histories are read from.
+        learnt: the interest matrix that channels are built from.
+        known: what the users that are tested did before: their histories. Of the same users as `learnt`, the same matrix.
         users: int32[n], rows of the users that are tested: those with both history and truth.
         truth: for each of them the rows that should be found; none of them is in the user's known items.
         cold: int32[c], rows of users with truth but no history.
         cold_truth: for each of them the rows that should be found.
-        key: names the cut, for caches.
+        key: names what is learnt from, for caches.
         statement: one sentence that says what was cut how.
-        seen: bool[events]: which events of the log are known; none comes after what should be found of its user.
+        seen: bool[events]: which events of the log are learnt from; none comes after what should be found of its user.
+        strangers: nothing is learnt from the users that are tested: they ask as guests, and bring their history.
     """
 
+    learnt: Interactions
     known: Interactions
     users: Int32Array
     truth: RaggedRows
@@ -56,9 +79,12 @@ class Split:
     key: str
     statement: str
     seen: BoolArray
+    strangers: bool = False
 
 
-def cut(config: Config, events: EventLog, protocol: Protocol, part: Part) -> Split:
+def cut(
+    config: Config, events: EventLog, protocol: Protocol, part: Part, held: HeldUsers | None = None
+) -> Split:
     """Cut an event log.
 
     Args:
@@ -66,11 +92,19 @@ def cut(config: Config, events: EventLog, protocol: Protocol, part: Part) -> Spl
         events: the log.
         protocol: which cut.
         part: "test", or "validation" for choosing hyper-parameters.
+        held: whom disjoint-users tests; None for its defaults. The others have no use for it.
 
     Raises:
+        ConfigError: `held` leaves nobody to learn from.
         DatasetError: if the data lacks what the protocol needs (a split column, timestamps), or nobody can be tested.
     """
-    if protocol == "fixed-split":
+    learnt: Interactions | None = None
+    key = f"{protocol}.{part}"
+    if protocol == "disjoint-users":
+        learnt, known, truth, seen, statement, key = _disjoint_users(
+            config, events, part, held or HeldUsers()
+        )
+    elif protocol == "fixed-split":
         known, truth, seen, statement = _fixed_split(config, events, part)
     elif protocol == "leave-one-out":
         known, truth, seen, statement = _leave_one_out(config, events, part)
@@ -84,14 +118,16 @@ def cut(config: Config, events: EventLog, protocol: Protocol, part: Part) -> Spl
     if users.size == 0:
         raise DatasetError(f"{protocol}: no user has both history and truth", "interactions.parquet")
     return Split(
+        learnt=known if learnt is None else learnt,
         known=known,
         users=users,
         truth=_lists(truth, users),
         cold=cold,
         cold_truth=_lists(truth, cold),
-        key=f"{protocol}.{part}",
+        key=key,
         statement=statement,
         seen=seen,
+        strangers=learnt is not None,
     )
 
 
@@ -116,8 +152,8 @@ def _fixed_split(config: Config, events: EventLog, part: Part) -> _Cut:
     statement = (
         f"a seeded {VALIDATION_SHARE:.0%} of each user's train items is the truth, the rest of train is known"
     )
-    truth = _pick(whole, held)
-    return _pick(whole, ~held), truth, train & ~_of_pairs(events, truth), statement
+    truth = pick(whole, held)
+    return pick(whole, ~held), truth, train & ~_of_pairs(events, truth), statement
 
 
 def _leave_one_out(config: Config, events: EventLog, part: Part) -> _Cut:
@@ -128,7 +164,7 @@ def _leave_one_out(config: Config, events: EventLog, part: Part) -> _Cut:
     place = np.arange(whole.entries) - np.repeat(whole.indptr[:-1], whole.user_counts())
     at = 0 if part == "test" else 1
     which = "newest" if part == "test" else "second-newest"
-    known, truth = _pick(whole, place > at), _pick(whole, place == at)
+    known, truth = pick(whole, place > at), pick(whole, place == at)
     # Time ends for each user with the truth; of the events of its very second those of known pairs count.
     ends = np.full(whole.users, np.iinfo(np.int64).max)
     tested = truth.user_counts() > 0
@@ -153,6 +189,41 @@ def _temporal(config: Config, events: EventLog, part: Part) -> _Cut:
     return _matrix(config, events, before), _matrix(config, events, after), before, statement
 
 
+def _disjoint_users(
+    config: Config, events: EventLog, part: Part, held: HeldUsers
+) -> tuple[Interactions, Interactions, Interactions, BoolArray, str, str]:
+    """Return what is learnt from, the rest as `_Cut` has it, and the key: both parts have one."""
+    if not events.timed:
+        text = "is needed by the protocol disjoint-users and is not there"
+        raise DatasetError(text, "interactions.parquet", "timestamp")
+    whole = _matrix(config, events, None)
+    counts = whole.user_counts()
+    able = np.flatnonzero(counts >= 2)
+    count = min(HELD_USERS, max(int(able.size * HELD_SHARE), 1)) if held.count is None else held.count
+    drawn = np.random.default_rng(held.seed).permutation(able)[: 2 * count]
+    kept_out = np.zeros(whole.users, np.bool_)
+    kept_out[drawn] = True
+    owner = np.repeat(np.arange(whole.users), counts)
+    learnt = pick(whole, ~kept_out[owner])
+    if able.size and (drawn.size < 2 * count or learnt.entries == 0):
+        text = (
+            f"{count:,} users each for validation and test, of {able.size:,} with two likes or more, leave nobody to "
+            "learn from"
+        )
+        raise ConfigError(text, "--held-users")
+    tested = np.zeros(whole.users, np.bool_)
+    tested[drawn[:count] if part == "test" else drawn[count:]] = True
+    place = np.arange(whole.entries) - np.repeat(whole.indptr[:-1], counts)  # 0 is a user's newest
+    older = place >= (counts - counts // 2)[owner]
+    statement = (
+        f"{count:,} users drawn with seed {held.seed} bring the older half of what they liked, the newer half is the "
+        f"truth; nothing is learnt from them, nor from {count:,} others for "
+        f"{'validation' if part == 'test' else 'the test'}"
+    )
+    known, truth = (pick(whole, tested[owner] & half) for half in (older, ~older))
+    return learnt, known, truth, ~kept_out[events.users], statement, f"disjoint-users.{count}.{held.seed}"
+
+
 def _matrix(config: Config, events: EventLog, where: BoolArray | None) -> Interactions:
     return interest_matrix(events, config.interest, where, config.min_rating)
 
@@ -168,8 +239,8 @@ def _seeded_tenth(matrix: Interactions) -> BoolArray:
     return held
 
 
-def _pick(matrix: Interactions, where: BoolArray) -> Interactions:
-    """Return the entries where bool[entries] is true."""
+def pick(matrix: Interactions, where: BoolArray) -> Interactions:
+    """Return the entries of a matrix where bool[entries] is true."""
     running = np.concatenate((np.zeros(1, np.int64), np.cumsum(where, dtype=np.int64)))
     return Interactions(
         matrix.users,
@@ -184,7 +255,7 @@ def _pick(matrix: Interactions, where: BoolArray) -> Interactions:
 def _without(matrix: Interactions, other: Interactions) -> Interactions:
     """Return the entries whose (user, item) pair the other matrix does not have."""
 
-    return _pick(matrix, ~np.isin(_pairs(matrix), _pairs(other)))
+    return pick(matrix, ~np.isin(_pairs(matrix), _pairs(other)))
 
 
 def _pairs(matrix: Interactions) -> Int64Array:

@@ -20,7 +20,7 @@ from engine.data.dataset import Dataset
 from engine.data.events import EventLog
 from engine.offline.build import usable_cores
 from engine.offline.evaluate import World, known_follows, restricted, scene_of
-from engine.offline.metrics import ranking_metrics
+from engine.offline.metrics import MEANS, ranking_metrics
 from engine.offline.protocols import Protocol, cut
 
 Values: TypeAlias = dict[str, Any]
@@ -140,8 +140,9 @@ def depth_of(metric: str) -> int:
     """Return the K of a metric like recall@20; ConfigError if it is no metric."""
     name, _, depth = metric.partition("@")
     whole = depth.isascii() and depth.isdecimal() and len(depth) <= 6 and 1 <= int(depth) <= 100_000
-    if name not in ("recall", "ndcg", "hit", "coverage") or not whole:
-        raise ConfigError(f"expected recall@K, ndcg@K, hit@K or coverage@K, got {metric!r}", "metric")
+    if name not in (*MEANS, "coverage") or not whole:
+        known = ", ".join(f"{each}@K" for each in MEANS)
+        raise ConfigError(f"expected {known} or coverage@K, got {metric!r}", "metric")
     return int(depth)
 
 

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from engine.core.candidates import CandidateBatch, Candidates, check_contract, c
 from engine.core.channel import Channel, gates, waits
 from engine.core.errors import ContractError
 from engine.core.query import QueryBatch
-from engine.core.types import Int32Array
+from engine.core.types import Float32Array, Int32Array
 from engine.online.breaker import Breaker
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,9 @@ _MOST_UPDATES = 64
 """Updates that may wait; more are put together, so that a channel that hangs costs no memory."""
 
 _LONGEST_MESSAGE = 300
+
+Assigned: TypeAlias = tuple[Int32Array, Int32Array, Float32Array]
+"""What `Channel.assign` is told."""
 
 
 @dataclass
@@ -109,6 +112,7 @@ class Beside:
         self._changed = threading.Condition()
         self._call: Call | None = None
         self._updates: deque[Int32Array] = deque()
+        self._assignments: deque[Assigned] = deque()
         self._failed_updates = 0
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -148,6 +152,18 @@ class Beside:
             self._wake()
         return failed
 
+    def assign(self, rows: Int32Array, clusters: Int32Array, biases: Float32Array) -> None:
+        """Have the channel take assignments before its next call, behind the updates that wait; each row once."""
+        with self._changed:
+            self._assignments.append((rows, clusters, biases))
+            if len(self._assignments) > _MOST_UPDATES:
+                together = tuple(np.concatenate(column) for column in zip(*self._assignments, strict=True))
+                _, last = np.unique(together[0][::-1], return_index=True)
+                newest = len(together[0]) - 1 - last
+                self._assignments.clear()
+                self._assignments.append((together[0][newest], together[1][newest], together[2][newest]))
+            self._wake()
+
     def close(self) -> None:
         """End the thread when it is free; it is a daemon, and one that hangs is left to itself."""
         with self._changed:
@@ -166,9 +182,11 @@ class Beside:
             if waits(self._channel):
                 self._loop = runner.get_loop()
             while (work := self._next()) is not None:
-                updates, call = work
+                updates, assignments, call = work
                 for rows in updates:
                     self._take_note(rows)
+                for assigned in assignments:
+                    self._take_assigned(assigned)
                 if call is None:
                     continue
                 answer = self._serve(runner, call)
@@ -176,21 +194,29 @@ class Beside:
                     self._call = None  # first: who has the answer may begin the next call at once
                 call.end(answer)
 
-    def _next(self) -> tuple[list[Int32Array], Call | None] | None:
+    def _next(self) -> tuple[list[Int32Array], list[Assigned], Call | None] | None:
         with self._changed:
-            while self._call is None and not self._updates and not self._closing:
+            while self._call is None and not self._updates and not self._assignments and not self._closing:
                 self._changed.wait()
             if self._closing:
                 return None
-            updates = list(self._updates)
+            updates, assignments = list(self._updates), list(self._assignments)
             self._updates.clear()
-            return updates, self._call
+            self._assignments.clear()
+            return updates, assignments, self._call
 
     def _take_note(self, rows: Int32Array) -> None:
         try:
             self._channel.update(rows)
         except BaseException:
             log.exception("%s failed to take note of %d changed items", self._name, rows.size)
+            self._failed_updates += 1
+
+    def _take_assigned(self, assigned: Assigned) -> None:
+        try:
+            self._channel.assign(*assigned)
+        except BaseException:
+            log.exception("%s failed to take %d assignments", self._name, assigned[0].size)
             self._failed_updates += 1
 
     def _serve(self, runner: asyncio.Runner, call: Call) -> Answer:

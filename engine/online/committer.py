@@ -16,9 +16,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.core.errors import RecallError, StateUnavailableError
+from engine.core.errors import RecallError, StateError, StateUnavailableError
 from engine.online.batcher import ClosedError, ComputeError, QueueFullError
 from engine.online.metrics import Metrics
+from engine.state.events import EVENT, EventLog
 from engine.state.log import LiveLog, LogChange, PublishResult
 from engine.state.writes import CommitResult, UserStore, Writes
 
@@ -29,6 +30,10 @@ MAX_WAITING = 100_000
 
 MAX_GROUP = 4_000
 """Units that are committed together; a larger request is committed alone."""
+
+
+COMPLAIN_SECONDS = 60.0
+"""How often the log says that the event log does not take events."""
 
 
 class Lane:
@@ -55,17 +60,27 @@ class _Job:
 class Committer:
     """Takes writes from an event loop and makes them durable on a thread of its own."""
 
-    def __init__(self, users: UserStore, items: LiveLog, metrics: Metrics | None = None) -> None:
+    def __init__(
+        self,
+        users: UserStore,
+        items: LiveLog,
+        metrics: Metrics | None = None,
+        events: EventLog | None = None,
+    ) -> None:
         """Start the thread; must be called on the event loop that will submit.
 
         Args:
             users: takes what users did.
             items: takes what became of items.
             metrics: told how long commits take.
+            events: takes what users did once more, for who learns from it; None: nobody does.
         """
         self._users = users
         self._items = items
         self._metrics = metrics
+        self._events = events
+        self._unlogged = 0
+        self._complain_at = 0.0
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[_Job] = deque()
         self._size = 0
@@ -193,8 +208,29 @@ class Committer:
 
     def _written(self, group: Sequence[Any]) -> Sequence[CommitResult | PublishResult]:
         if isinstance(group[0], Writes):
-            return self._users.commit_many(group, time.time())
+            return self._users.commit_many(group, time.time(), None if self._events is None else self._log)
         return [self._items.publish(changes) for changes in group]
+
+    def _log(self, records: bytes) -> None:
+        """Write to the event log what is durable already: that this fails takes nothing back."""
+        assert self._events is not None
+        count = len(records) // EVENT.itemsize
+        try:
+            self._events.append(records)
+        except StateError as error:
+            self._unlogged += count
+            if self._metrics is not None:
+                self._metrics.event_log_lost.inc(count)
+            if time.monotonic() >= self._complain_at:
+                log.error(
+                    "%d events are missing in the event log, nobody learns from them: %s",
+                    self._unlogged,
+                    error,
+                )
+                self._unlogged, self._complain_at = 0, time.monotonic() + COMPLAIN_SECONDS
+            return
+        if self._metrics is not None:
+            self._metrics.event_log_events.inc(count)
 
     @staticmethod
     def _fail(group: Sequence[_Job], error: RecallError) -> None:

@@ -12,7 +12,8 @@ from numba import njit
 from recall.v1 import recall_pb2 as pb
 
 from engine.core.candidates import TriggerKind
-from engine.core.types import UInt8Array
+from engine.core.channel import Channel, names_triggers
+from engine.core.types import Int64Array, UInt8Array
 from engine.data.ids import IdIndex
 from engine.data.live import LiveCatalogue, LiveIds
 from engine.online.response_bytes import TRIGGER_ID, TRIGGER_KEY, Ids, Reports, Texts, response_bytes
@@ -36,7 +37,7 @@ def encode(
     """
     merged, catalogue = run.merged, replica.catalogue
     kinds = [channel.trigger_kind for channel in pipeline.channels]
-    triggers, forms = external_triggers(run, kinds, catalogue)
+    triggers, forms = external_triggers(run, pipeline.channels, catalogue)
     heads = [
         pb.RecallResponse(
             request_id=request_id, debug=_debug(run, q, pipeline, catalogue.items) if debug[q] else None
@@ -112,23 +113,24 @@ def _debug(run: Run, q: int, pipeline: Pipeline, items: LiveIds) -> pb.DebugInfo
 
 
 def external_triggers(
-    run: Run, kinds: Sequence[TriggerKind], catalogue: LiveCatalogue
+    run: Run, channels: Sequence[Channel], catalogue: LiveCatalogue
 ) -> tuple[Ids, UInt8Array]:
     """Return the trigger of each proposal, and in which form it has one.
 
     Args:
         run: the batch.
-        kinds: of each channel's triggers.
+        channels: of the pipeline.
         catalogue: whose rows the triggers of items, users and authors are.
     """
     merged = run.merged
+    kinds = [channel.trigger_kind for channel in channels]
     numbers = np.empty(merged.proposal_sources.size, np.int64)
     kind_of = np.empty(numbers.size, np.uint8)
     _trigger_rows(
         run.columns.triggers, merged.proposal_sources, merged.proposal_channels, np.array(kinds, np.uint8), numbers,
         kind_of,
     )  # fmt: skip
-    # Rows of the other kinds mean something inside their channel alone: the number itself names them.
+    # Rows of the other kinds mean something inside their channel alone: it names them, or the number itself does.
     forms = np.minimum(kind_of, TRIGGER_ID)
     keys = np.zeros((numbers.size, 0), np.uint8)
     indexes: dict[TriggerKind, LiveIds | IdIndex] = {
@@ -145,11 +147,22 @@ def external_triggers(
         if index.kind == "int64":
             numbers[at] = own
             continue
-        if own.shape[1] > keys.shape[1]:
-            keys = np.pad(keys, ((0, 0), (0, own.shape[1] - keys.shape[1])))
-        keys[at, : own.shape[1]] = own
+        keys = _with_keys(keys, at, own)
         forms[at] = TRIGGER_KEY
+    for c, channel in enumerate(channels):
+        if names_triggers(channel):
+            at = np.flatnonzero((merged.proposal_channels == c) & (numbers >= 0))
+            keys = _with_keys(keys, at, channel.trigger_names(numbers[at]))
+            forms[at] = TRIGGER_KEY
     return Ids(numbers, keys), forms
+
+
+def _with_keys(keys: UInt8Array, at: Int64Array, own: UInt8Array) -> UInt8Array:
+    """Return keys, padded with zeros to where `own` fits, with `own` in some rows."""
+    if own.shape[1] > keys.shape[1]:
+        keys = np.pad(keys, ((0, 0), (0, own.shape[1] - keys.shape[1])))
+    keys[at, : own.shape[1]] = own
+    return keys
 
 
 @njit(nogil=True, cache=True)

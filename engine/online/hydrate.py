@@ -11,6 +11,7 @@ import numpy as np
 from engine.core.items import ItemColumns
 from engine.core.live import LiveState
 from engine.core.query import History, QueryBatch
+from engine.core.ragged import put_first
 from engine.core.types import NO_ROW, AnyArray, Float32Array, Int32Array, Int64Array, RaggedRows
 from engine.data.ids import IdIndex
 from engine.data.live import LiveIds
@@ -134,16 +135,8 @@ class Hydrator:
     def _with_current_city(self, live: LiveState, cities: Sequence[str]) -> LiveState:
         """Put the city that each request names in front of those where its user was."""
         codes = {} if self._columns is None else self._columns.city_codes
-        current = [codes.get(city, NO_ROW) for city in cities]
-        if all(code == NO_ROW for code in current):
-            return live
-        lists: list[Int32Array] = []
-        for q, code in enumerate(current):
-            past = live.cities.rows[live.cities.offsets[q] : live.cities.offsets[q + 1]]
-            if code != NO_ROW:
-                past = np.concatenate((np.array([code], np.int32), past[past != code]))
-            lists.append(past)
-        return replace(live, cities=RaggedRows.of(lists))
+        current = np.array([codes.get(city, NO_ROW) for city in cities], np.int32)
+        return replace(live, cities=put_first(live.cities, current))
 
     def _with_recent(self, stored: History, requests: Sequence[Request], unknown: Int32Array) -> History:
         parts: list[tuple[Int32Array, Float32Array, Int64Array]] = []

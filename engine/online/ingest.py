@@ -26,6 +26,7 @@ from engine.online.ingest_wire import MAX_ENTRIES, EventReader, ItemReader, Refu
 from engine.online.metrics import Metrics
 from engine.online.security import IdleWatch
 from engine.online.service import refuse
+from engine.state.events import EventLog
 from engine.state.log import LiveLog, LogChange, PublishResult
 from engine.state.writes import CommitResult, UserStore, Writes
 
@@ -76,6 +77,7 @@ class IngestService:
         log: LiveLog,
         metrics: Metrics | None = None,
         impressions: Impressions | None = None,
+        events: EventLog | None = None,
     ) -> None:
         """Start the thread that commits; must be called on the event loop that serves.
 
@@ -86,12 +88,13 @@ class IngestService:
             log: takes what became of items.
             metrics: told of every event.
             impressions: told of every exposure.
+            events: takes what users did once more; None: there is no event log.
         """
-        self._events = EventReader(config.interest, id_kind)
+        self._events = EventReader(config.interest, id_kind, events is not None)
         self._items = ItemReader(id_kind)
         self._metrics = metrics
         self._impressions = impressions
-        self._committer = Committer(users, log, metrics)
+        self._committer = Committer(users, log, metrics, events)
         self._reading = ThreadPoolExecutor(1, "ingest")
         self._streams: set[asyncio.Task[None]] = set()
         self._idle_seconds = config.security.stream_idle_seconds

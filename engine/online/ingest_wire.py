@@ -63,8 +63,9 @@ class _Breach(Exception):  # noqa: N818  # never leaves this module
 class EventReader:
     """Reads the events of one server: its kinds of action and its catalogue's type of id."""
 
-    def __init__(self, kinds: Iterable[str], id_kind: IdKind) -> None:
-        """Take the kinds that an action may have, those of no points too, and what ids are."""
+    def __init__(self, kinds: Iterable[str], id_kind: IdKind, logged: bool = False) -> None:
+        """Take the kinds that an action may have, those of no points too, what ids are, and whether to log events."""
+        self._logged = logged
         self._kinds = {kind: kind_of(kind) for kind in kinds}
         self._id_kind = id_kind
         self._ids = _Ids(id_kind)
@@ -79,7 +80,7 @@ class EventReader:
         Returns:
             What the good ones write, in their order; the bad ones; and how many of each kind ("action" ...) are good.
         """
-        writes = Writes()
+        writes = Writes(self._logged)
         refused: Refusals = []
         counts: Counter[str] = Counter()
         user_field = self._ids.user
@@ -124,11 +125,11 @@ class EventReader:
         return writes, refused, counts
 
     def _exposure(self, writes: Writes, user: bytes, exposure: Any, time: int, event_id: bytes) -> None:
-        del time  # an exposure goes into the slice of the moment it arrives
         keys = self._ids.many(exposure, "exposure")
         if not keys:
             raise _Breach(f"exposure.{self._ids.items}", f"expected 1 to {MAX_ITEMS} entries, got 0")
-        writes.expose(user, keys, event_id)
+        # Here it goes into the slice of the moment it arrives, whatever its time.
+        writes.expose(user, keys, event_id, time)
 
     def _action(self, writes: Writes, user: bytes, action: Any, time: int, event_id: bytes) -> None:
         key = self._ids.one(action, "item", "action")

@@ -59,6 +59,10 @@ class Metrics:
         )
         self.ingest_kinds = self._counter("ingest_kinds", "Events not refused, duplicates included.", "kind")
         self.ingest_seconds = self._histogram("ingest_seconds", "Time of a commit to the state store.")
+        self.event_log_events = self._counter("event_log_events", "Events written to the event log.")
+        self.event_log_lost = self._counter(
+            "event_log_lost", "Events acknowledged that could not be written to the event log."
+        )
         self.items_changed = self._counter(
             "items_changed", "Changes of items sent here; outcome: accepted, stale, refused.", "outcome"
         )
@@ -69,6 +73,17 @@ class Metrics:
         self.log_entries_applied = self._counter("log_entries_applied", "Live-log entries taken in.")
         self.log_resyncs = self._counter(
             "log_resyncs", "Times that entries were missed and the table of items was read instead."
+        )
+        self.assignments_lag_seconds = self._gauge(
+            "assignments_lag_seconds",
+            "Age of the newest assignments taken in while there are newer ones or nobody knows; else 0.",
+            "channel",
+        )
+        self.assignments_applied = self._counter(
+            "assignments_applied", "Assignments of items to clusters taken in.", "channel"
+        )
+        self.assignments_resyncs = self._counter(
+            "assignments_resyncs", "Times that some were missed and the table was read instead.", "channel"
         )
         self.update_failures = self._counter(
             "update_failures", "Updates that a channel or filter failed at.", "component"
@@ -127,8 +142,8 @@ class Metrics:
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(f"recall_{name}", text, labels, registry=self.registry)
 
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(f"recall_{name}", text, registry=self.registry)
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"recall_{name}", text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str) -> Histogram:
         return Histogram(f"recall_{name}", text, registry=self.registry, buckets=SECONDS)

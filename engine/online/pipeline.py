@@ -65,11 +65,10 @@ class Columns:
     def of(cls, answers: Sequence[CandidateBatch], queries: int) -> Columns:
         """Put the answers end to end."""
         rows = np.concatenate([answer.rows for answer in answers])
+        ends = np.concatenate([answer.offsets for answer in answers]).reshape(len(answers), queries + 1)
         offsets = np.zeros(len(answers) * queries + 1, np.int64)
-        base = 0
-        for c, answer in enumerate(answers):
-            np.add(answer.offsets[1:], base, out=offsets[c * queries + 1 : (c + 1) * queries + 1])
-            base += answer.rows.size
+        before = ends[:, -1].cumsum() - ends[:, -1]
+        np.add(ends[:, 1:], before[:, None], out=offsets[1:].reshape(len(answers), queries))
         return cls(
             FanOut(rows, offsets, queries),
             np.concatenate([answer.scores for answer in answers]),

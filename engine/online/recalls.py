@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
+from numba import njit
 
 from engine.core.errors import StateError
 from engine.core.types import Int64Array
@@ -50,14 +51,22 @@ class Recalls:
         if not counting:
             return
         merged = run.merged
-        proposed = np.flatnonzero(np.isin(merged.proposal_channels, counting))
-        places = np.searchsorted(merged.proposal_offsets, proposed, side="right") - 1
-        owners = np.searchsorted(merged.offsets, places, side="right") - 1
-        for q in sorted(set(owners.tolist())):
-            user = run.requests[q].user_id
-            if user is None:
-                continue
-            self._notes.put((user_tag(user), keys[merged.rows[places[owners == q]]]))
+        counts = np.zeros(len(pipeline.channels), np.bool_)
+        counts[counting] = True
+        rows, offsets = np.empty(merged.rows.size, np.int32), np.empty(len(run.requests) + 1, np.int64)
+        _recalled(
+            merged.offsets,
+            merged.rows,
+            merged.proposal_offsets,
+            merged.proposal_channels,
+            counts,
+            rows,
+            offsets,
+        )
+        ends = offsets.tolist()
+        for q, request in enumerate(run.requests):
+            if request.user_id is not None and ends[q] < ends[q + 1]:
+                self._notes.put((user_tag(request.user_id), keys[rows[ends[q] : ends[q + 1]]]))
 
     def close(self, patience: float | None = None) -> None:
         """Write what waits, at most `patience` seconds long, and stop."""
@@ -79,3 +88,17 @@ class Recalls:
     def _drop(self, count: int) -> None:
         if self._metrics is not None:
             self._metrics.recalls_dropped.inc(count)
+
+
+@njit(nogil=True, cache=True)
+def _recalled(offsets, rows, proposal_offsets, proposal_channels, counts, out, out_offsets):  # type: ignore[no-untyped-def]
+    """Write which items of each answer were proposed by a channel that counts."""
+    to = out_offsets[0] = 0
+    for q in range(offsets.size - 1):
+        for item in range(offsets[q], offsets[q + 1]):
+            for p in range(proposal_offsets[item], proposal_offsets[item + 1]):
+                if counts[proposal_channels[p]]:
+                    out[to] = rows[item]
+                    to += 1
+                    break
+        out_offsets[q + 1] = to

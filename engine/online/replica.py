@@ -16,12 +16,13 @@ from engine.core.filter import Filter
 from engine.core.types import AnyArray, Int32Array
 from engine.data.catalogue import Catalogue
 from engine.data.changes import ItemChanges
-from engine.data.live import LiveCatalogue
+from engine.data.live import LiveCatalogue, find_keys
 from engine.data.snapshot import CATALOGUE, Snapshot, SnapshotStore
 from engine.online.beside import Guards
 from engine.online.hydrate import Hydrator
 from engine.online.pipeline import Pipeline
 from engine.online.state import State
+from engine.state.assignments import AssignedItems
 from engine.state.history import HISTORY, SnapshotHistory, UserState
 from engine.state.log import LiveLog
 
@@ -213,6 +214,30 @@ class Replica:
                 log.exception("%s failed to take note of %d changed items", name, rows.size)
                 failed.append(name)
         return failed
+
+    def assign(self, name: str, items: AssignedItems) -> int:
+        """Have a channel take clusters of items; as `update`, between two batches.
+
+        Args:
+            name: of a channel that takes assignments.
+            items: from its assignment log; those that the catalogue does not know are passed over.
+
+        Returns:
+            How many items it was told of.
+
+        Raises:
+            Exception: whatever the channel raises, unless it runs beside the compute.
+        """
+        items = items.newest()
+        rows = np.empty(len(items), np.int32)
+        find_keys(items.keys, *self.catalogue.items.key_tables, rows)
+        known = rows >= 0
+        told = items.take(known)
+        if len(told):
+            guard = self.guards.get(name)
+            taker = self.channels[name] if guard is None or guard.beside is None else guard.beside
+            taker.assign(rows[known], told.clusters, told.biases)
+        return len(told)
 
     def close(self) -> None:
         """End the threads of channels that run beside the compute; it answers no more."""

@@ -18,6 +18,7 @@ from engine.core.errors import ConfigError, RecallError, StateError
 from engine.data.snapshot import SnapshotStore
 from engine.online import security
 from engine.online.answered import Answered
+from engine.online.assignments import AssignmentTails
 from engine.online.batcher import Batcher
 from engine.online.calls import Calls
 from engine.online.impressions import Impressions
@@ -74,6 +75,7 @@ class Server:
         self._recalls: Recalls | None = None
         self._impressions: Impressions | None = None
         self._tail: Tail | None = None
+        self._assignments: AssignmentTails | None = None
         self._metrics_server: MetricsServer | None = None
         self.metrics = Metrics() if state is None else state.metrics
 
@@ -153,7 +155,13 @@ class Server:
             share = self._config.telemetry.impressions
             self._impressions = Impressions(self._state.store, share, self.metrics) if share else None
             self._ingest = IngestService(
-                self._config, kind, self._state.users, self._state.log, self.metrics, self._impressions
+                self._config,
+                kind,
+                self._state.users,
+                self._state.log,
+                self.metrics,
+                self._impressions,
+                self._state.events,
             )
             self._recalls = Recalls(self._state.users, self.metrics)
             self._server.add_generic_rpc_handlers([self._ingest.handlers()])
@@ -189,6 +197,11 @@ class Server:
         if self._state is not None:
             self._tail = Tail(self._replica, self._state.log, self._batcher.between, self.metrics)
             self._tail.start()
+            snapshots = {name: self._config.snapshot_of(name) for name in self._replica.channels}
+            self._assignments = AssignmentTails(
+                self._replica, snapshots, self._state.store, self._batcher.between, self.metrics
+            )
+            self._assignments.start()
 
     async def alive(self) -> None:
         """Return once the compute thread has been between two batches: later than a batch takes, something hangs."""
@@ -239,11 +252,13 @@ class Server:
         await asyncio.to_thread(self._level, replica)
         before = self._replica
         await asyncio.wrap_future(self._batcher.between(lambda: self._put_in_service(replica)))
-        tail, self._tail = self._tail, None
+        tails = self._tail, self._assignments
+        self._tail = self._assignments = None
         self._follow()
         log.info("release %s answers", replica.release)
-        if tail is not None:
-            await asyncio.to_thread(tail.close, _PATIENCE_SECONDS)
+        for tail in tails:
+            if tail is not None:
+                await asyncio.to_thread(tail.close, _PATIENCE_SECONDS)
         before.close()
 
     def abandon(self) -> None:
@@ -285,7 +300,8 @@ class Server:
         await self._server.stop(grace)
         await self._batcher.close(_PATIENCE_SECONDS)
         await asyncio.to_thread(self._calls.close, _PATIENCE_SECONDS)
-        for thread in (self._tail, self._recalls, self._impressions, self._telemetry):
+        threads = (self._tail, self._assignments, self._recalls, self._impressions, self._telemetry)
+        for thread in threads:
             if thread is not None:
                 await asyncio.to_thread(thread.close, _PATIENCE_SECONDS)
         if self._metrics_server is not None:

@@ -12,6 +12,7 @@ from engine.core.types import AnyArray, Int32Array, Int64Array
 from engine.data.live import LiveCatalogue
 from engine.online.metrics import Metrics
 from engine.state.embedded import EmbeddedStore
+from engine.state.events import EventLog
 from engine.state.exposure import exposure_backend
 from engine.state.history import SnapshotHistory, UserRead, UserState
 from engine.state.log import LiveLog
@@ -33,6 +34,7 @@ class State:
         store: the connection.
         users: writes what users did.
         log: the live log.
+        events: the event log; None where the configuration wants none.
         exposure: who keeps exposures.
         metrics: of the server that uses it.
     """
@@ -58,6 +60,8 @@ class State:
         )
         self.users = UserStore(store, self._limits, self.exposure)
         self.log = LiveLog(store)
+        ingest = config.ingest
+        self.events = EventLog(store, ingest.event_log_length) if ingest.event_log else None
 
     def live_users(
         self, catalogue: LiveCatalogue, history: SnapshotHistory, store: StateStore | None = None

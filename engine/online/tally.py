@@ -1,4 +1,4 @@
-"""What became of every batch, counted in arrays: a few additions a batch, whatever the number of channels.
+"""What became of every batch, counted in arrays: one compiled pass, whatever the number of channels.
 
 Prometheus' own counters take a lock and a lookup per label; with a dozen channels that is more than the merge costs. Here
 a batch's columns are added to columns, and names come in when Prometheus collects.
@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numba import njit
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from engine.core.candidates import ChannelStatus, FilterStatus
-from engine.core.types import AnyArray, Float64Array, Int64Array
+from engine.core.types import Float64Array, Int64Array
 
 if TYPE_CHECKING:
     from engine.online.pipeline import Pipeline, Run
@@ -27,35 +28,43 @@ SECONDS = (
 BATCHES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 
 _STATUSES = tuple(status.name for status in ChannelStatus)
+_SKIPPED, _GATED = int(ChannelStatus.SKIPPED), int(ChannelStatus.GATED)
 _UNAVAILABLE = int(FilterStatus.UNAVAILABLE)
 
 
 class Histograms:
-    """Several histograms over the same bounds."""
+    """Several histograms over the same bounds.
+
+    Attributes:
+        bounds: float64[b], the upper bound of each bucket but the last, which has none.
+        counts: int64[rows, b + 1].
+        sums: float64[rows].
+    """
 
     def __init__(self, rows: int, bounds: Sequence[float]) -> None:
-        """Take how many histograms, and the upper bound of each bucket but the last, which has none."""
-        self._bounds = np.array(bounds)
+        """Take how many histograms, and the bounds."""
+        self.bounds: Float64Array = np.array(bounds)
         self._labels = [*(str(bound) for bound in bounds), "+Inf"]
-        self.counts: Int64Array = np.zeros((rows, self._bounds.size + 1), np.int64)
+        self.counts: Int64Array = np.zeros((rows, self.bounds.size + 1), np.int64)
         self.sums: Float64Array = np.zeros(rows)
-        self._rows = np.arange(rows)
 
-    def add(self, values: AnyArray) -> None:
-        """Add one value to each histogram; NaN adds nothing."""
-        there = values == values
-        self.counts[self._rows, np.searchsorted(self._bounds, values)] += there
-        self.sums += np.where(there, values, 0.0)
-
-    def add_many(self, row: int, values: AnyArray) -> None:
-        """Add several values to one histogram."""
-        places = np.searchsorted(self._bounds, values)
-        self.counts[row] += np.bincount(places, minlength=self._bounds.size + 1)
-        self.sums[row] += values.sum()
+    def add(self, row: int, value: float) -> None:
+        """Add a value to one histogram; NaN adds nothing."""
+        _add(self.bounds, self.counts, self.sums, row, value)
 
     def buckets(self, row: int) -> list[tuple[str, float]]:
         """Return one histogram as Prometheus takes it: upper bound, and how many values are not above it."""
         return list(zip(self._labels, np.cumsum(self.counts[row]).tolist(), strict=True))
+
+
+@njit(nogil=True, cache=True)
+def _add(bounds, counts, sums, row, value):  # type: ignore[no-untyped-def]
+    if value == value:
+        bucket = 0
+        while bucket < bounds.size and value > bounds[bucket]:
+            bucket += 1
+        counts[row, bucket] += 1
+        sums[row] += value
 
 
 class SceneTally:
@@ -71,21 +80,12 @@ class SceneTally:
         self.pipeline = pipeline
         self._lock = threading.Lock()
         self._stage_names = tuple(name for name, _ in pipeline.stages)
-        self._requests = np.zeros(1, np.int64)
-        self._empty = np.zeros(1, np.int64)
-        self._short = np.zeros(1, np.int64)
-        self._returned = np.zeros(channels, np.int64)
-        self._kept = np.zeros(channels, np.int64)
-        self._status = np.zeros((channels, len(_STATUSES) + 1), np.int64)
-        self._removed = np.zeros(filters, np.int64)
-        self._unavailable = np.zeros(filters, np.int64)
+        self._answers = np.zeros(3, np.int64)  # all, the empty, the short
+        self._channels = np.zeros((channels, 2 + len(_STATUSES) + 1), np.int64)  # returned, kept, by status
+        self._filters = np.zeros((filters, 2), np.int64)  # removed, could not judge
         self._degraded = np.zeros(len(pipeline.scene.degrade) + 1, np.int64)
-        self._latency = Histograms(1, SECONDS)
         self._batch = Histograms(1, BATCHES)
-        self._stages = Histograms(len(self._stage_names), SECONDS)
-        self._channels = Histograms(channels, SECONDS)
-        # A channel's row, so that the statuses of all channels are counted at once.
-        self._status_base = np.arange(channels)[:, None] * (len(_STATUSES) + 1)
+        self._seconds = Histograms(1 + len(self._stage_names) + channels, SECONDS)
 
     def add(self, pipeline: Pipeline, run: Run, seconds: Sequence[float]) -> None:
         """Count a batch.
@@ -96,62 +96,75 @@ class SceneTally:
             seconds: n, how long each request took from its arrival until its answer was on its way.
         """
         merged = run.merged
-        lengths = merged.offsets[1:] - merged.offsets[:-1]
-        status = np.bincount((self._status_base + run.status).ravel(), minlength=self._status.size)
-        kept = merged.kept.sum(axis=1)
-        ran = run.channel_us.copy()
-        ran[~_asked(run)] = np.nan
-        stages = np.fromiter((run.stage_us[name] for name in self._stage_names), np.float64)
+        stages = np.array([run.stage_us[name] for name in self._stage_names], np.float64)
         with self._lock:
             self.pipeline = pipeline
-            self._requests += len(run.requests)
-            self._empty += np.count_nonzero(lengths == 0)
-            self._short += np.count_nonzero(lengths < run.limits)
-            self._returned += run.returned.sum(axis=1)
-            self._kept[: kept.size] += kept
-            self._status += status.reshape(self._status.shape)
-            self._removed += run.removed.sum(axis=1)
-            self._unavailable += (run.filter_status == _UNAVAILABLE).sum(axis=1)
             self._degraded[run.degraded] += len(run.requests)
-            self._latency.add_many(0, np.array(seconds))
-            self._batch.add(np.array([len(run.requests)], np.float64))
-            self._stages.add(stages / 1e6)
-            self._channels.add(ran / 1e6)
+            self._batch.add(0, len(run.requests))
+            _count(
+                merged.offsets, run.limits, run.status, run.returned, merged.kept, run.removed, run.filter_status,
+                np.array(seconds, np.float64), stages, run.channel_us, self._answers, self._channels, self._filters,
+                self._seconds.bounds, self._seconds.counts, self._seconds.sums,
+            )  # fmt: skip
 
     def collect(self, scene: str, families: Families) -> None:
         """Put what was counted into the families, under the scene's name."""
         pipeline = self.pipeline
         channels, filters = pipeline.channel_names, pipeline.filter_names
         with self._lock:
-            families.counter("requests", [scene], self._requests[0])
-            families.counter("answers_empty", [scene], self._empty[0])
-            families.counter("answers_short", [scene], self._short[0])
-            families.histogram("request_seconds", [scene], self._latency, 0)
+            families.counter("requests", [scene], self._answers[0])
+            families.counter("answers_empty", [scene], self._answers[1])
+            families.counter("answers_short", [scene], self._answers[2])
+            families.histogram("request_seconds", [scene], self._seconds, 0)
             families.histogram("batch_size", [scene], self._batch, 0)
             for step, count in enumerate(self._degraded[1:].tolist(), 1):
                 families.counter("degraded", [scene, str(step)], count)
             for s, name in enumerate(self._stage_names):
-                families.histogram("stage_seconds", [scene, name], self._stages, s)
+                families.histogram("stage_seconds", [scene, name], self._seconds, 1 + s)
             for f, name in enumerate(filters):
-                families.counter("filter_removed", [scene, name], self._removed[f])
-                families.counter("filter_unavailable", [scene, name], self._unavailable[f])
+                families.counter("filter_removed", [scene, name], self._filters[f, 0])
+                families.counter("filter_unavailable", [scene, name], self._filters[f, 1])
             for c, name in enumerate(channels):
-                families.counter("channel_returned", [scene, name], self._returned[c])
-                families.counter("channel_kept", [scene, name], self._kept[c])
-                families.histogram("channel_seconds", [scene, name], self._channels, c)
+                families.counter("channel_returned", [scene, name], self._channels[c, 0])
+                families.counter("channel_kept", [scene, name], self._channels[c, 1])
+                row = 1 + len(self._stage_names) + c
+                families.histogram("channel_seconds", [scene, name], self._seconds, row)
                 for status in ChannelStatus:
-                    families.counter(
-                        "channel_status", [scene, name, status.name.lower()], self._status[c, int(status)]
-                    )
+                    count = self._channels[c, 2 + int(status)]
+                    families.counter("channel_status", [scene, name, status.name.lower()], count)
         for name, breaker in pipeline.breakers.items():
             families.breakers[name] = int(breaker.state)
 
 
-def _asked(run: Run) -> AnyArray:
-    """bool[channels]: which channels ran for any query."""
-    idle = (run.status == int(ChannelStatus.SKIPPED)) | (run.status == int(ChannelStatus.GATED))
-    asked: AnyArray = ~idle.all(axis=1)
-    return asked
+@njit(nogil=True, cache=True)
+def _count(  # type: ignore[no-untyped-def]
+    offsets, limits, status, returned, kept, removed, filter_status, request_seconds, stage_us, channel_us, answers,
+    channels, filters, bounds, counts, sums,
+):  # fmt: skip
+    """Add a batch's columns to those of `SceneTally`; a channel that no query was put to has no time."""
+    n = limits.size
+    for q in range(n):
+        length = offsets[q + 1] - offsets[q]
+        answers[0] += 1
+        answers[1] += length == 0
+        answers[2] += length < limits[q]
+        _add(bounds, counts, sums, 0, request_seconds[q])
+    for stage in range(stage_us.size):
+        _add(bounds, counts, sums, 1 + stage, stage_us[stage] / 1e6)
+    for c in range(status.shape[0]):
+        asked = False
+        for q in range(n):
+            asked |= status[c, q] != _SKIPPED and status[c, q] != _GATED
+            channels[c, 0] += returned[c, q]
+            if c < kept.shape[0]:
+                channels[c, 1] += kept[c, q]
+            channels[c, 2 + status[c, q]] += 1
+        if asked:
+            _add(bounds, counts, sums, 1 + stage_us.size + c, channel_us[c] / 1e6)
+    for f in range(removed.shape[0]):
+        for q in range(n):
+            filters[f, 0] += removed[f, q]
+            filters[f, 1] += filter_status[f, q] == _UNAVAILABLE
 
 
 _COUNTERS: Mapping[str, tuple[str, tuple[str, ...]]] = {

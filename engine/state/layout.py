@@ -13,6 +13,8 @@ from typing import Final
 
 import numpy as np
 
+from engine.core.keys import key_of
+
 RECORD = np.dtype(
     [("key", "<i8"), ("kind", "<u4"), ("value", "<f4"), ("time", "<i8")],
     align=True,
@@ -47,6 +49,11 @@ STATE_SUFFIXES = (RECENT, LEFTOVERS, DISLIKES, FOLLOWS, CITIES)
 def user_tag(user: int | str) -> bytes:
     """Return the part of a user's keys that names the user: b"u<id>" of an int64 id, b"k<id>" of a string."""
     return b"u%d" % user if isinstance(user, int) else b"k" + user.encode()
+
+
+def user_key(tag: bytes) -> int:
+    """Return the 64-bit key of the user whom a tag names."""
+    return int(tag[1:]) if tag.startswith(b"u") else key_of(tag[1:].decode())
 
 
 def user_prefix(prefix: str, user: bytes) -> bytes:

@@ -20,9 +20,9 @@ from typing import Any
 from recall.v1 import ingest_pb2 as pb
 
 from engine.state.store import Script, StateStore
+from engine.state.stream import START, WRITE_SECONDS, FollowedStream, offset_key
 
-START = "0-0"
-"""The offset before every entry."""
+__all__ = ["MOST_MS", "START", "LiveLog", "LogChange", "PublishResult", "offset_key"]
 
 MOST_MS = 2**53 - 1
 """The latest time that a change may have: the store's scripts count in float64."""
@@ -30,7 +30,6 @@ MOST_MS = 2**53 - 1
 _SCRIPT_CHANGES = 500
 """Changes per script: a thousandth of a second or two, in which the store does nothing else."""
 
-_WRITE_SECONDS = 10.0
 _TRIM_SECONDS = 60.0
 _TABLE_FIELDS = 2000
 
@@ -83,18 +82,15 @@ class PublishResult:
     stale: int
 
 
-class LiveLog:
+class LiveLog(FollowedStream):
     """The live log of a state store; safe to use from several threads.
 
-    Offsets are the stream's entry ids, `<milliseconds>-<number>`; `offset_key` makes them comparable. Every method
-    raises StateUnavailableError where the store does not answer.
+    Every method raises StateUnavailableError where the store does not answer.
     """
 
     def __init__(self, store: StateStore) -> None:
-        self._store = store
-        self._stream = f"{store.prefix}:{{log}}".encode()
+        super().__init__(store, f"{store.prefix}:{{log}}")
         self._items = self._stream + b":items"
-        self._trimmed = self._stream + b":trimmed"
 
     def publish(self, changes: Sequence[LogChange]) -> PublishResult:
         """Write changes to the log and the table; what is older than the table changes nothing.
@@ -111,19 +107,10 @@ class LiveLog:
                 arguments += (str(change.id).encode(), time, _message(change).SerializeToString())
             calls.append(((self._stream, self._items), arguments))
         offset, stale = "", 0
-        for last, old in self._run(_PUBLISH, calls, _WRITE_SECONDS):
+        for last, old in self._run(_PUBLISH, calls, WRITE_SECONDS):
             offset = last.decode() if last else offset
             stale += old
         return PublishResult(offset or self.end(), stale)
-
-    def end(self) -> str:
-        """Return the offset of the newest entry that there ever was; `START` where there was none."""
-        return self._end_of(self._store.pipeline([("XINFO", "STREAM", self._stream)])[0])
-
-    def first(self) -> str | None:
-        """Return the offset of the oldest entry; None where there is none."""
-        entries = self._store.execute("XRANGE", self._stream, "-", "+", "COUNT", 1)
-        return entries[0][0].decode() if entries else None
 
     def read(self, after: str, count: int) -> list[tuple[str, bytes]]:
         """Return entries behind an offset, oldest first: (offset, serialized ItemChange).
@@ -133,12 +120,6 @@ class LiveLog:
             count: how many at most.
         """
         return [(offset.decode(), fields[1]) for offset, fields in self._range(after, count)]
-
-    def _range(self, after: str, count: int) -> list[tuple[bytes, list[bytes]]]:
-        entries: list[tuple[bytes, list[bytes]]] = self._store.execute(
-            "XRANGE", self._stream, f"({after}", "+", "COUNT", count, timeout=_WRITE_SECONDS
-        )
-        return entries
 
     def replay(self, after: str, count: int) -> Iterator[tuple[list[bytes], str]]:
         """Read from an offset to the end, `count` entries at a time.
@@ -161,45 +142,8 @@ class LiveLog:
         Returns:
             The entries, and whether others that should stand before them are gone.
         """
-        found, *facts = self._store.pipeline(
-            [
-                ("XREAD", "BLOCK", block_ms, "COUNT", count, "STREAMS", self._stream, after),
-                *self._what_is_left(),
-            ],
-            timeout=block_ms / 1000 + _WRITE_SECONDS,
-        )
-        if isinstance(found, Exception):
-            raise self._store.refused(found)
-        entries = found[0][1] if found else []
-        return [(offset.decode(), fields[1]) for offset, fields in entries], self._misses(after, facts)
-
-    def missed(self, after: str) -> bool:
-        """Whether a reader that has taken in everything up to an offset can no longer read all that followed.
-
-        So it is when entries behind the offset were trimmed, and when the store's log ends before the offset: the store
-        lost what was there, or is another one.
-        """
-        return self._misses(after, self._store.pipeline(self._what_is_left()))
-
-    def _what_is_left(self) -> list[tuple[bytes | str, ...]]:
-        return [("GET", self._trimmed), ("XINFO", "STREAM", self._stream)]
-
-    def _misses(self, after: str, facts: Sequence[Any]) -> bool:
-        trimmed, stream = facts
-        if isinstance(trimmed, Exception):
-            raise self._store.refused(trimmed)
-        if trimmed is not None and offset_key(trimmed.decode()) > offset_key(after):
-            return True
-        return offset_key(self._end_of(stream)) < offset_key(after)
-
-    def _end_of(self, facts: Any) -> str:
-        """Return the newest offset that there ever was, from the reply to XINFO STREAM."""
-        if isinstance(facts, Exception):
-            if "no such key" in str(facts):  # the stream was never written to
-                return START
-            raise self._store.refused(facts)
-        end: bytes = facts[facts.index(b"last-generated-id") + 1]
-        return end.decode()
+        entries, missed = self._followed(after, count, block_ms)
+        return [(offset.decode(), fields[1]) for offset, fields in entries], missed
 
     def table(self) -> Iterator[list[bytes]]:
         """Go through the table: the newest ItemChange of every item, serialized, in pieces of some thousands.
@@ -210,7 +154,7 @@ class LiveLog:
         cursor: Any = 0
         while True:
             cursor, flat = self._store.execute(
-                "HSCAN", self._items, cursor, "COUNT", _TABLE_FIELDS, timeout=_WRITE_SECONDS
+                "HSCAN", self._items, cursor, "COUNT", _TABLE_FIELDS, timeout=WRITE_SECONDS
             )
             if flat:
                 yield [value[8:] for value in flat[1::2]]
@@ -223,21 +167,6 @@ class LiveLog:
             return 0
         calls = [((self._stream, self._trimmed), (before,))]
         return int(self._run(_TRIM, calls, _TRIM_SECONDS)[0])
-
-    def _run(
-        self, script: Script, calls: Sequence[tuple[Sequence[bytes], Sequence[bytes | str]]], timeout: float
-    ) -> list[Any]:
-        replies = self._store.run_script(script, calls, timeout)
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise self._store.refused(reply)
-        return replies
-
-
-def offset_key(offset: str) -> tuple[int, int]:
-    """Return what offsets compare by."""
-    milliseconds, _, number = offset.partition("-")
-    return int(milliseconds), int(number or 0)
 
 
 def _message(change: LogChange) -> pb.ItemChange:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import chain
 from operator import itemgetter
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ import numpy as np
 
 from engine.core.exposure import FIRST_MIX, GOLDEN, SECOND_MIX, splitmix64
 from engine.core.types import Float32Array, Int64Array
+from engine.state.events import action_record, shown_records
 from engine.state.exposure import ExposureBackend
 from engine.state.layout import (
     AUTHOR,
@@ -84,8 +86,11 @@ class Writes:
     `keys` are 64-bit keys of ids (`engine.core.keys`), `time` is seconds since the epoch.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, logged: bool = False) -> None:
+        """Begin with nothing; `logged`: exposures and actions are to go into the event log, too."""
         self._operations: dict[bytes, list[bytes]] = {}
+        # What each operation adds to the event log, in the same order.
+        self._records: dict[bytes, list[bytes]] | None = {} if logged else None
         self._cities: dict[bytes, dict[int, int]] = {}
         self._events = 0
         self.exposures: list[tuple[bytes, Sequence[int] | Int64Array]] = []
@@ -95,21 +100,24 @@ class Writes:
         """How many events there are."""
         return self._events
 
-    def expose(self, user: bytes, keys: Sequence[int] | Int64Array, event: bytes = b"") -> None:
-        """The user was shown items."""
+    def expose(
+        self, user: bytes, keys: Sequence[int] | Int64Array, event: bytes = b"", time: int = 0
+    ) -> None:
+        """The user was shown items; `time` is for the event log alone: here what counts is when it arrives."""
         if len(keys) == 1:
             key = int(keys[0])
             operation = _OPERATION_EXPOSURE.pack(_EXPOSURES, event_hash(event), 16, splitmix64(key), key)
         else:
             operation = _OPERATION.pack(_EXPOSURES, event_hash(event), 16 * len(keys)) + _probes(keys)
-        self._add(user, operation)
+        self._add(user, operation, b"" if self._records is None else shown_records(user, keys, time))
         self.exposures.append((user, keys))
 
     def act(
         self, user: bytes, key: int, kind: int, time: int, watch_seconds: float, event: bytes = b""
     ) -> None:
         """The user did something with an item; `kind` from `layout.kind_of`, watch_seconds NaN where not known."""
-        self._record(_RECENT, user, key, kind, watch_seconds, time, event)
+        record = b"" if self._records is None else action_record(user, key, kind, time, watch_seconds)
+        self._record(_RECENT, user, key, kind, watch_seconds, time, event, record)
 
     def follow(self, user: bytes, author_key: int, time: int, undo: bool, event: bytes = b"") -> None:
         """The user follows an author, or no longer does; what has the later time counts."""
@@ -155,22 +163,35 @@ class Writes:
         self._put(user, _OPERATION.pack(_RECALLED, bytes(8), len(payload)) + payload)
 
     def _record(
-        self, where: int, user: bytes, key: int, kind: int, value: float, time: int, event: bytes
+        self,
+        where: int,
+        user: bytes,
+        key: int,
+        kind: int,
+        value: float,
+        time: int,
+        event: bytes,
+        record: bytes = b"",
     ) -> None:
-        self._add(
-            user, _OPERATION_RECORD.pack(where, event_hash(event), RECORD.itemsize, key, kind, value, time)
-        )
+        operation = _OPERATION_RECORD.pack(where, event_hash(event), RECORD.itemsize, key, kind, value, time)
+        self._add(user, operation, record)
 
-    def _add(self, user: bytes, operation: bytes) -> None:
-        self._put(user, operation)
+    def _add(self, user: bytes, operation: bytes, record: bytes = b"") -> None:
+        self._put(user, operation, record)
         self._events += 1
 
-    def _put(self, user: bytes, operation: bytes) -> None:
+    def _put(self, user: bytes, operation: bytes, record: bytes = b"") -> None:
         mine = self._operations.get(user)
         if mine is None:
             self._operations[user] = [operation]
         else:
             mine.append(operation)
+        if self._records is not None:
+            self._records.setdefault(user, []).append(record)
+
+    def records(self, user: bytes) -> Sequence[bytes]:
+        """Return what each operation of a user adds to the event log; nothing where that is not wanted."""
+        return () if self._records is None else self._records.get(user, ())
 
     def parts(self) -> Iterator[tuple[bytes, int, bytes, bytes]]:
         """Yield (user, number of operations, these, records of cities); users of very much in several parts."""
@@ -201,9 +222,10 @@ class _Call:
         size: its bytes.
         operations: how many.
         owners: (first operation, whose) of every run of operations that one caller wrote.
+        records: what each operation adds to the event log; empty where nothing goes there.
     """
 
-    __slots__ = ("content", "name", "operations", "owners", "size")
+    __slots__ = ("content", "name", "operations", "owners", "records", "size")
 
     def __init__(self, name: bytes) -> None:
         self.name = name
@@ -211,6 +233,7 @@ class _Call:
         self.size = 0
         self.operations = 0
         self.owners: list[tuple[int, int]] = []
+        self.records: list[bytes] = []
 
 
 class UserStore:
@@ -258,8 +281,17 @@ class UserStore:
         """
         return self.commit_many([writes], now)[0]
 
-    def commit_many(self, several: Sequence[Writes], now: float) -> list[CommitResult]:
-        """Write what came from several callers in one go, in their order, and count for each; as `commit`."""
+    def commit_many(
+        self, several: Sequence[Writes], now: float, logged: Callable[[bytes], None] | None = None
+    ) -> list[CommitResult]:
+        """Write what came from several callers in one go, in their order, and count for each; as `commit`.
+
+        Args:
+            several: what happened.
+            now: the server's clock.
+            logged: told, when all is durable, what of it goes into the event log: records of what went in now, without
+                what had gone in before. Not told of nothing.
+        """
         calls = self._calls(several)
         slice_ = b":" + slice_suffix(self._exposure.slice_number(now) if self._exposure.in_store else 0)
         settings = self._settings + _CLOCK.pack(int(now))
@@ -274,10 +306,14 @@ class UserStore:
             for number in reply:
                 # The last run that begins at the operation or before.
                 duplicates[call.owners[bisect_right(call.owners, number, key=itemgetter(0)) - 1][1]] += 1
+                if number < len(call.records):
+                    call.records[number] = b""
         if not self._exposure.in_store:
             for writes in several:
                 for user, keys in writes.exposures:
                     self._exposure.record(user, np.asarray(keys, np.int64), now)
+        if logged is not None and (records := b"".join(chain.from_iterable(call.records for call in calls))):
+            logged(records)
         return [
             CommitResult(len(writes) - repeated, repeated)
             for writes, repeated in zip(several, duplicates, strict=True)
@@ -289,6 +325,7 @@ class UserStore:
         most = 0 if self._store.clustered else _CALL_BYTES
         for owner, writes in enumerate(several):
             call: _Call | None = None
+            taken: dict[bytes, int] = {}
             if calls:
                 call = calls[-1]
                 call.owners.append((call.operations, owner))
@@ -301,6 +338,11 @@ class UserStore:
                     calls.append(call)
                 call.content += (pack(len(name), len(operations), len(cities)), name, operations, cities)
                 call.size += size
+                if records := writes.records(user):
+                    done = taken.get(user, 0)
+                    call.records += [b""] * (call.operations - len(call.records))
+                    call.records += records[done : done + count]
+                    taken[user] = done + count
                 call.operations += count
         return calls
 

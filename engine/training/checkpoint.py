@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from engine.core.options import Options
 from engine.core.types import AnyArray
-from engine.models.options import Mode, TrainingOptions
+from engine.models.options import Mode
 from engine.models.spec import ModelSpec
 from engine.training.data import TrainingData
 
@@ -21,7 +22,7 @@ FILE = "checkpoint.pt"
 
 def identity(
     spec: ModelSpec,
-    options: TrainingOptions,
+    options: Options,
     data: TrainingData,
     start: Mapping[str, AnyArray] | None,
     mode: Mode,

@@ -9,7 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from engine.core.errors import BuildError, ConfigError
 from engine.core.interactions import Interactions
-from engine.core.types import BoolArray, Float32Array, Float64Array, Int32Array
+from engine.core.types import BoolArray, Float32Array, Float64Array, Int32Array, Int64Array
 from engine.models.encoded import Encoded
 from engine.models.options import LISTWISE, WHOLE, TrainingOptions
 from engine.models.spec import HOUR, HOURS, ModelSpec, Side
@@ -104,8 +104,7 @@ class Objective:
             self._rejects = RejectNegatives(data.rejects)
         self._batch_share = learnt / max(float(learnt.sum()), 1.0)
         self.streaming = StreamingFrequency(matrix.items) if options.logq == "streaming" else None
-        hours = [f.name for f in spec.user_features if f.coded]
-        self._hour = hours.index(HOUR) if HOUR in hours else None
+        self._hour = hour_column(spec)
         self._related = (
             mutual_information(data.items, spec.item_features)
             if options.self_supervised
@@ -192,22 +191,21 @@ class Objective:
         if self._hour is not None:
             newest = batch.offsets[1:] - 1 if self._every else np.arange(batch.users.size)
             times = self._data.interactions.timestamps[batch.entries[newest]]
-            codes = features.codes.copy()
-            codes[:, self._hour] = np.where(times > 0, times // 3600 % HOURS + 1, 0)
-            features = Encoded(codes, features.multi, features.numbers)
+            features = at_times(features, self._hour, times)
         features = self._dropped(features, "user", random)
         history = Packed(self._tensor(batch.history).long(), batch.offsets)
         tied = self._spec.tied_feature
         table = None if tied is None else self._item.embeddings[str(tied)]
         tasks = None if batch.tasks is None else self._tensor(batch.tasks).long()
-        queries = self._user(Features.of(features, self._device), history, table, self._every, tasks)
         positives, weights, owners = batch.positives, batch.weights, None
+        learnt = None if weights.all() else np.flatnonzero(weights)
         if self._every:
             owners = np.repeat(np.arange(batch.users.size, dtype=np.int32), np.diff(batch.offsets))
-        if not weights.all():
-            learnt = np.flatnonzero(weights)
+        which = learnt if self._every else None
+        queries = self._user(Features.of(features, self._device), history, table, self._every, tasks, which)
+        if learnt is not None:
             positives, weights = positives[learnt], weights[learnt]
-            queries = queries[self._tensor(learnt)]
+            queries = queries if self._every else queries[self._tensor(learnt)]
             owners = None if owners is None else owners[learnt]
         if self._spec.vectors_per_user > 1:
             queries = queries.view(-1, self._spec.vectors_per_user, self._spec.dimension)
@@ -265,7 +263,10 @@ class Objective:
             beside = torch.cat(
                 [(positive - shift).unsqueeze(1), own_scores.masked_fill(own_hits, -torch.inf)], 1
             )
-            return losses.shared_softmax(queries, shared, shifts, hits, rows, beside, weights)
+            if self._tasks is None:
+                return losses.shared_softmax(queries, shared, shifts, hits, rows, beside, weights)
+            of, columns = self._tasks[positives], self._tasks[shared_rows]
+            return softmax_inside(queries, shared, shifts, hits, rows, beside, weights, of, columns)
         negative = torch.cat([queries @ shared.T, own_scores], 1)
         masked = torch.cat([hits if rows is None else hits[rows], own_hits], 1)
         if options.loss in LISTWISE:
@@ -388,13 +389,7 @@ class Objective:
         share = self._options.feature_dropout
         if not share or reads_one(self._spec, side):
             return features
-        codes = np.where(random.random(features.codes.shape, np.float32) < share, 0, features.codes)
-        numbers = features.numbers
-        if numbers.shape[1]:
-            gone = random.random((numbers.shape[0], numbers.shape[1] // 2), np.float32) < share
-            numbers = numbers.copy()
-            numbers[:, 0::2][gone], numbers[:, 1::2][gone] = 0.0, 1.0
-        return Encoded(codes.astype(np.int32, copy=False), features.multi, numbers)
+        return some_unknown(features, share, random)
 
     def _views(self, random: np.random.Generator) -> Tensor:
         options, items = self._options, self._data.items
@@ -410,7 +405,60 @@ class Objective:
         return tensor(array, self._device)
 
 
+def hour_column(spec: ModelSpec) -> int | None:
+    """Return the column of the user features' codes that is the hour of the day; None: there is none."""
+    names = [feature.name for feature in spec.user_features if feature.coded]
+    return names.index(HOUR) if HOUR in names else None
+
+
+def at_times(features: Encoded, column: int, times: Int64Array) -> Encoded:
+    """Return the features with the hour of int64[n] times in its column."""
+    codes = features.codes.copy()
+    codes[:, column] = np.where(times > 0, times // 3600 % HOURS + 1, 0)
+    return Encoded(codes, features.multi, features.numbers)
+
+
+def some_unknown(features: Encoded, share: float, random: np.random.Generator) -> Encoded:
+    """Return the features with a share of them unknown."""
+    codes = np.where(random.random(features.codes.shape, np.float32) < share, 0, features.codes)
+    numbers = features.numbers
+    if numbers.shape[1]:
+        gone = random.random((numbers.shape[0], numbers.shape[1] // 2), np.float32) < share
+        numbers = numbers.copy()
+        numbers[:, 0::2][gone], numbers[:, 1::2][gone] = 0.0, 1.0
+    return Encoded(codes.astype(np.int32, copy=False), features.multi, numbers)
+
+
 def _best(queries: Tensor, right: Tensor) -> Tensor:
     """Return each example's interest that likes its positive most: float32[n, d] (Cen et al. 2020, eq. 7)."""
     scores = torch.einsum("nkd,nd->nk", queries, right)
     return queries[torch.arange(queries.shape[0], device=queries.device), scores.argmax(1)]
+
+
+def softmax_inside(
+    queries: Tensor,
+    shared: Tensor,
+    shifts: Tensor,
+    masked: Tensor,
+    owners: Tensor | None,
+    own: Tensor,
+    weights: Tensor,
+    of: Int32Array,
+    columns: Int32Array,
+) -> Tensor:
+    """Return `losses.shared_softmax`, the scores of each task's examples with the negatives of that task alone.
+
+    Those of the other tasks are masked: of ten tasks nine of ten scores.
+
+    Args: as `losses.shared_softmax`; of: int32[n], columns: int32[m], the tasks of the positives and of the negatives.
+    """
+    whole, total = weights.sum(), queries.new_zeros(())
+    for task in np.unique(of):
+        mine, its = (tensor(np.flatnonzero(each == task), queries.device) for each in (of, columns))
+        hits = masked[mine][:, its] if owners is None else masked[:, its]
+        part = losses.shared_softmax(
+            queries[mine], shared[its], shifts[its], hits, None if owners is None else owners[mine], own[mine],
+            weights[mine],
+        )  # fmt: skip
+        total = total + part * (weights[mine].sum() / whole)
+    return total

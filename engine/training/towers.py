@@ -141,14 +141,21 @@ class _Tower(nn.Module):
                 many += 1
         return made
 
-    def _head(self, fields: list[Tensor], numbers: Tensor) -> Tensor:
+    def joined(self, fields: list[Tensor], numbers: Tensor) -> Tensor:
+        """Return float32[n, width]: what the tower reads, the fields side by side or added up, then the numbers."""
         if self.summed:
             total = fields[0]
             for field in fields[1:]:
                 total = total + field
             fields = [total]
         parts = [*fields, numbers] if numbers.shape[1] else fields
-        x = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+        return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+    def _head(self, fields: list[Tensor], numbers: Tensor) -> Tensor:
+        return self.head(self.joined(fields, numbers))
+
+    def head(self, x: Tensor) -> Tensor:
+        """Return float32[n, dimension], the vectors of what `joined` gives."""
         if self.cross is not None:
             x = self.cross(x)
         for at, layer in enumerate(self.layers):
@@ -165,10 +172,22 @@ class ItemTower(_Tower):
 
     def __init__(self, spec: ModelSpec, dropout: float = 0.0) -> None:
         super().__init__(spec, "item", dropout)
+        if spec.popularity_exponent:
+            self.register_buffer("lengths", torch.ones(spec.items + 1))
+
+    def measure(self, counts: Int64Array) -> None:
+        """Set the lengths of the vectors from int64[items], how many users like each item."""
+        liked = np.maximum(counts, 1).astype(np.float64)
+        lengths = (np.concatenate([[1.0], liked]) / liked.mean()) ** self.spec.popularity_exponent
+        self.get_buffer("lengths")[:] = torch.from_numpy(lengths.astype(np.float32))
 
     def forward(self, features: Features) -> Tensor:
         """Return float32[m, dimension]."""
-        return self._head(self._embedded(features), features.numbers)
+        vectors = self._head(self._embedded(features), features.numbers)
+        if self.spec.popularity_exponent:
+            lengths = self.get_buffer("lengths")[features.codes[:, self.spec.item_code]]
+            vectors = vectors * lengths.unsqueeze(1)
+        return vectors
 
 
 class UserTower(_Tower):
@@ -186,6 +205,7 @@ class UserTower(_Tower):
         items: nn.Embedding | None = None,
         every: bool = False,
         tasks: Tensor | None = None,
+        which: Int64Array | None = None,
     ) -> Tensor:
         """Return the query vectors.
 
@@ -195,25 +215,32 @@ class UserTower(_Tower):
             items: the item tower's table of ids where the sequence shares it (`tie_items`).
             every: give a vector for every prefix of every history, instead of the whole ones alone (gru, sasrec).
             tasks: int64[n], the prompt of each history; where the tower has prompts.
+            which: int64[m], rising, with `every`: the rows that are wanted, for which alone is computed what the others
+                have no part in; None: all.
 
         Returns:
             float32[n * interests, dimension], a user's interests one after the other; with `every` float32[t, dimension],
-            row r from the history up to and with entry r.
+            row r from the history up to and with entry r; of these the rows `which`.
         """
         fields, numbers = self._embedded(features), features.numbers
         if self.sequence is None:
             return self._head(fields, numbers)
-        vectors = self.sequence(history, items, every, tasks)
+        vectors = self.sequence(history, items, every, tasks, which)
         if every or self.spec.vectors_per_user > 1:
             # Each vector of a sequence goes through the rest as a row of its own, beside its user's features.
-            repeats = (
-                torch.as_tensor(history.lengths, device=vectors.device)
-                if every
-                else self.spec.vectors_per_user
-            )
+            lengths = history.lengths if which is None else np.diff(np.searchsorted(which, history.offsets))
+            repeats = torch.as_tensor(lengths, device=vectors.device) if every else self.spec.vectors_per_user
             fields = [field.repeat_interleave(repeats, 0) for field in fields]
             numbers = numbers.repeat_interleave(repeats, 0)
         return self._head([*fields, vectors], numbers)
+
+
+    def inputs(self, features: Features, history: Packed, items: nn.Embedding | None = None) -> Tensor:
+        """Return what `head` makes the vectors of, in a tower of one vector per user; arguments as of `forward`."""
+        fields = self._embedded(features)
+        if self.sequence is not None:
+            fields = [*fields, self.sequence(history, items, False, None)]
+        return self.joined(fields, features.numbers)
 
 
 class _Sequence(nn.Module):
@@ -249,7 +276,12 @@ class _Sequence(nn.Module):
         self.get_buffer("weights")[1:] = torch.from_numpy(weights.astype(np.float32))
 
     def forward(
-        self, history: Packed, tied: nn.Embedding | None, every: bool, tasks: Tensor | None
+        self,
+        history: Packed,
+        tied: nn.Embedding | None,
+        every: bool,
+        tasks: Tensor | None,
+        which: Int64Array | None = None,
     ) -> Tensor:
         table = tied if self.items is None else self.items
         if table is None:
@@ -265,12 +297,13 @@ class _Sequence(nn.Module):
             lengths = torch.as_tensor(history.lengths, device=prompts.device)
             prompts = prompts.repeat_interleave(lengths, 0)
         if self.kind == "sasrec":
-            return self._sasrec(history, table, every, prompts)
+            return self._sasrec(history, table, every, prompts, which)
         embedded = table(history.codes)
         if prompts is not None:
             embedded = embedded * prompts
         if self.kind == "gru":
-            return self._gru(embedded, history, every)
+            states = self._gru(embedded, history, every)
+            return states if which is None else states[_index(which, states.device)]
         padded, real = _padded(embedded, history)
         return self._attention(padded, real) if self.kind == "attention" else self._interests(padded, real)
 
@@ -303,7 +336,14 @@ class _Sequence(nn.Module):
         at = torch.as_tensor(present, device=embedded.device)
         return embedded.new_zeros(lengths.size, self.width).index_copy(0, at, whole)
 
-    def _sasrec(self, history: Packed, table: nn.Embedding, every: bool, prompts: Tensor | None) -> Tensor:
+    def _sasrec(
+        self,
+        history: Packed,
+        table: nn.Embedding,
+        every: bool,
+        prompts: Tensor | None,
+        which: Int64Array | None,
+    ) -> Tensor:
         lengths, device = history.lengths, table.weight.device
         plan = _plan(lengths, history.offsets)
         order = None if plan.order is None else _index(plan.order, device)
@@ -312,8 +352,15 @@ class _Sequence(nn.Module):
             x = x * (prompts if order is None else prompts[order])
         x = x + self.positions(_index(plan.ages, device))
         x = dropped(x, self.dropout, self.training)
-        for block in self.blocks:
+        # Of the last block only rows that are read matter: for the others there are keys and values.
+        read = None
+        if which is not None:
+            read = _index(which if plan.inverse is None else plan.inverse[which], device)
+        for block in self.blocks[:-1]:
             x = block(x, plan)
+        x = self.blocks[-1](x, plan, read)
+        if read is not None:
+            return self.norm(x)
         if every:
             x = x if plan.inverse is None else x[_index(plan.inverse, device)]
             return self.norm(x)
@@ -337,10 +384,17 @@ class _Attention(nn.Module):
         self.out_proj = _linear(width, width)
         nn.init.xavier_uniform_(self.in_proj_weight)
 
-    def forward(self, x: Tensor, plan: _Plan) -> Tensor:
+    def forward(self, x: Tensor, plan: _Plan, read: Tensor | None = None) -> Tensor:
+        """Return float32[t, width], or of the rows `read` alone."""
         width = x.shape[1]
+        weight, bias = self.in_proj_weight, self.in_proj_bias
         # One gather and one split for all groups: slicing each out would make its gradient as large as the whole.
-        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        if read is None:
+            projected = F.linear(x, weight, bias)
+        else:
+            asked = F.linear(x[read], weight[:width], bias[:width])
+            asked = x.new_zeros(x.shape).index_copy(0, read, asked)
+            projected = torch.cat([asked, F.linear(x, weight[width:], bias[width:])], 1)
         if plan.cells is not None:
             projected = projected.index_select(0, _index(plan.cells, x.device))
         made = []
@@ -351,9 +405,10 @@ class _Attention(nn.Module):
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             made.append(out.transpose(1, 2).reshape(-1, width))
         whole = torch.cat(made) if len(made) != 1 else made[0]
-        if plan.real is not None:
-            whole = whole.index_select(0, _index(plan.real, x.device))
-        return self.out_proj(whole)
+        real = None if plan.real is None else _index(plan.real, x.device)
+        if read is not None:
+            real = read if real is None else real[read]
+        return self.out_proj(whole if real is None else whole.index_select(0, real))
 
 
 class _Block(nn.Module):
@@ -368,8 +423,10 @@ class _Block(nn.Module):
         self.inner = _linear(width, width)
         self.outer = _linear(width, width)
 
-    def forward(self, x: Tensor, plan: _Plan) -> Tensor:
-        x = x + dropped(self.attention(self.attention_norm(x), plan), self.dropout, self.training)
+    def forward(self, x: Tensor, plan: _Plan, read: Tensor | None = None) -> Tensor:
+        """Return float32[t, width], or of the rows `read` alone."""
+        attended = self.attention(self.attention_norm(x), plan, read)
+        x = (x if read is None else x[read]) + dropped(attended, self.dropout, self.training)
         inner = dropped(F.relu(self.inner(self.feed_norm(x))), self.dropout, self.training)
         return x + dropped(self.outer(inner), self.dropout, self.training)
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from engine.core.channel import Progress
 from engine.core.errors import BuildError
-from engine.core.types import AnyArray, Float64Array
+from engine.core.types import AnyArray, Float32Array, Float64Array
 from engine.models.options import WHOLE, Mode, TrainingOptions
 from engine.models.spec import ModelSpec
 from engine.training import checkpoint, curves, export
@@ -24,7 +24,7 @@ from engine.training.batches import Batch, ByUser, Pairs, Sequences, keep_probab
 from engine.training.data import TrainingData
 from engine.training.objective import Objective
 from engine.training.optimizers import Optimizer, lazy_tables
-from engine.training.towers import ItemTower, UserTower, build_item_tower, build_user_tower
+from engine.training.towers import build_item_tower, build_user_tower
 from engine.training.validation import HeldOut, hold_out, recall
 
 LEAST_REFERENCE = 0.01
@@ -84,12 +84,12 @@ def train(
         ConfigError: if the options cannot work with the data.
         BuildError: if there is nothing to learn from, the loss is no number or grows, or memory does not suffice.
     """
-    with _torch(threads):
+    with torch_threads(threads):
         return _Run(spec, options, data, progress, work, start, mode).train()
 
 
 @contextmanager
-def _torch(threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
     """Set torch's threads and random state, and put back what was."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -152,10 +152,12 @@ class _Run:
             build_item_tower(spec, options.dropout),
         )
         if mode != "full" and start is not None:
-            _begin_at(self._user, start, "user.")
-            _begin_at(self._item, start, "item.")
+            begin_at(self._user, start, "user.")
+            begin_at(self._item, start, "item.")
         if self._user.sequence is not None and spec.sequence.weighted:
             self._user.sequence.weigh(data.interactions.item_counts(), spec.sequence.item_exponent)
+        if spec.popularity_exponent:
+            self._item.measure(data.interactions.item_counts())
         self._user.to(self._device)
         self._item.to(self._device)
         self._optimizer = self._make_optimizer()
@@ -247,7 +249,7 @@ class _Run:
             loss.backward()
             self._optimizer.step()
         except (MemoryError, RuntimeError) as error:
-            if not _is_memory(error):
+            if not is_memory(error):
                 raise
             raise BuildError(
                 f"memory does not suffice for a batch of {batch.users.size:,} (epoch {epoch + 1}, batch {number + 1}): "
@@ -340,9 +342,7 @@ def _batches(
 ) -> tuple[Pairs | Sequences, Float64Array]:
     """Return the batches, and float64[items]: how often each item is a positive in an epoch."""
     matrix = data.interactions
-    weights = np.ones(matrix.entries, np.float32) if data.weights is None else data.weights
-    if weights.size and not (np.isfinite(weights).all() and weights.min() >= 0):
-        raise BuildError("the weights of the examples must be numbers of 0 or more")
+    weights = example_weights(data)
     keep = keep_probabilities(matrix, options.hot_threshold)
     length = 0 if spec.sequence.kind == "none" else spec.sequence.length
     if every and not timed:
@@ -367,6 +367,14 @@ def _batches(
     return batches, counted
 
 
+def example_weights(data: TrainingData) -> Float32Array:
+    """Return float32[entries]: how much each positive counts; BuildError where one is below 0 or no number."""
+    weights = np.ones(data.interactions.entries, np.float32) if data.weights is None else data.weights
+    if weights.size and not (np.isfinite(weights).all() and weights.min() >= 0):
+        raise BuildError("the weights of the examples must be numbers of 0 or more")
+    return weights
+
+
 def _id_tables(spec: ModelSpec) -> set[str]:
     """Return the names of the parameters that an incremental update moves: embeddings of ids."""
     names = {
@@ -378,9 +386,10 @@ def _id_tables(spec: ModelSpec) -> set[str]:
     return names | {"user.sequence.items.weight"}
 
 
-def _begin_at(tower: UserTower | ItemTower, start: Mapping[str, AnyArray], prefix: str) -> None:
+def begin_at(part: nn.Module, start: Mapping[str, AnyArray], prefix: str) -> None:
+    """Set the parameters of a part of a model from arrays; BuildError where one is missing or of another shape."""
     with torch.no_grad():
-        for name, value in tower.named_parameters():
+        for name, value in part.named_parameters():
             given = start.get(prefix + name)
             if given is None or tuple(given.shape) != tuple(value.shape):
                 had = "is missing" if given is None else f"has shape {list(given.shape)}"
@@ -390,5 +399,6 @@ def _begin_at(tower: UserTower | ItemTower, start: Mapping[str, AnyArray], prefi
             value.copy_(torch.from_numpy(np.array(given, np.float32)))
 
 
-def _is_memory(error: BaseException) -> bool:
+def is_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory does not suffice."""
     return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "allocate memory" in str(error)

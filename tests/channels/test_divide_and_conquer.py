@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,8 +20,16 @@ from channels.divide_and_conquer.quotas import (
     interleave_reference,
     sharpen,
 )
+from channels.divide_and_conquer.search import (
+    by_cluster,
+    by_cluster_reference,
+    pass_over_reference,
+    passed,
+)
+from channels.two_tower import TwoTowerOptions
 from engine.core.errors import SnapshotError
 from engine.core.query import History, QueryBatch
+from engine.core.types import RaggedRows
 from engine.testing import ChannelContract
 from engine.testing.world import catalogue_columns, random_batch, random_columns, tiny_interactions
 
@@ -64,7 +74,7 @@ def shares_of(channel, batch):
 
 
 def test_each_cluster_gives_its_quota_of_those_nearest_under_its_prompt():
-    channel = channel_of(alpha=0.7)
+    channel = channel_of(alpha=0.7, pass_over_history=False)
     batch = random_batch(40, 60, 6)
     answer = channel.recall_batch(batch, np.full(6, 9, np.int32))
     users, shares = shares_of(channel, batch)
@@ -95,7 +105,7 @@ def test_a_batch_is_its_queries_alone_bit_for_bit():
 
 
 def test_everything_that_may_be_recalled_is_where_it_is_asked_for():
-    channel = channel_of()
+    channel = channel_of(pass_over_history=False)
     answer = channel.recall_batch(random_batch(40, 60, 3), np.full(3, 40, np.int32))
     expected = np.flatnonzero(channel._columns.available).tolist()
     for q in range(3):
@@ -114,7 +124,7 @@ def test_what_is_taken_down_costs_no_place():
 
 
 def test_a_new_item_goes_to_the_cluster_whose_centre_is_nearest():
-    channel = channel_of()
+    channel = channel_of(pass_over_history=False)
     columns = channel._columns
     columns.grow(42)
     new = np.array([41, 40], np.int32)
@@ -184,11 +194,11 @@ def test_quotas_and_their_order_are_those_of_the_plain_twins(seed):
     n, clusters = int(rng.integers(1, 4)), int(rng.integers(1, 6))
     # Few different shares, so that there are ties.
     shares = (rng.integers(1, 4, (n, clusters)) / np.float32(8)).astype(np.float32)
-    room, k = rng.integers(0, 6, clusters), rng.integers(0, 15, n).astype(np.int32)
+    room, k = rng.integers(0, 6, (n, clusters)), rng.integers(0, 15, n).astype(np.int32)
     quotas = np.zeros((n, clusters), np.int32)
     allot(shares, room, k, quotas)
-    assert quotas.tolist() == [allot_reference(shares[q], room, int(k[q])) for q in range(n)]
-    assert quotas.sum(1).tolist() == np.minimum(k, room.sum()).tolist()
+    assert quotas.tolist() == [allot_reference(shares[q], room[q], int(k[q])) for q in range(n)]
+    assert quotas.sum(1).tolist() == np.minimum(k, room.sum(1)).tolist()
     found = rng.permutation(int(quotas.sum())).astype(np.int32)
     begins = begins_of(quotas)
     counts = (quotas - (quotas * rng.random(quotas.shape) < 0.2) * (quotas > 0)).astype(np.int32)
@@ -209,7 +219,7 @@ def test_a_quota_is_about_its_share_and_never_shrinks_with_the_list(seed, k):
     rng = np.random.default_rng(seed)
     shares = rng.dirichlet(np.ones(4), 1).astype(np.float32)
     quotas = np.zeros((2, 4), np.int32)
-    allot(np.repeat(shares, 2, 0), np.full(4, 1000), np.array([k, k + 1], np.int32), quotas)
+    allot(np.repeat(shares, 2, 0), np.full((2, 4), 1000), np.array([k, k + 1], np.int32), quotas)
     assert (quotas[1] >= quotas[0]).all()
     # Webster's method leaves the range of rounding in rare cases, and then by little (Balinski and Young 1982).
     assert (np.abs(quotas[0] - k * shares[0]) < 2).all()
@@ -221,3 +231,70 @@ def test_alpha_sharpens_the_intent_or_levels_it():
         shares = given_shares.copy()
         sharpen(shares, np.float32(alpha))
         np.testing.assert_allclose(shares, expected / expected.sum(1, keepdims=True), atol=1e-5)
+
+
+def test_a_table_given_in_part_keeps_the_channels_own_defaults():
+    options = DivideAndConquerOptions.model_validate(
+        {"sequence": {"length": 30}, "training": {"epochs": 3, "loss": "full_softmax"}}
+    )
+    assert (options.sequence.kind, options.sequence.length) == ("sasrec", 30)
+    assert (options.training.batch, options.training.negatives) == (128, {"popular": 4096})
+    assert (
+        TwoTowerOptions.model_validate({"sequence": {"length": 30}}).sequence.kind
+        == TwoTowerOptions().sequence.kind
+        == "mean"
+    )
+
+
+@pytest.mark.parametrize("loss", ["bce", "hinge", "logistic", "nce"])
+def test_negatives_drawn_for_each_positive_are_of_its_cluster(loss):
+    training = DivideAndConquerOptions.model_validate({"training": {"loss": loss}}).training
+    assert (training.negatives, training.batch) == ({"cluster": 2}, 128)
+    named = {"loss": loss, "negatives": {"in_batch": 1}}
+    assert DivideAndConquerOptions.model_validate({"training": named}).training.negatives == {"in_batch": 1}
+
+
+def test_what_the_user_had_and_what_is_forbidden_costs_no_place():
+    channel = channel_of(alpha=0.7)
+    batch = random_batch(40, 60, 6)
+    forbidden = [np.array(rows, np.int32) for rows in ([], [3, 4, 3], [0], [], list(range(40)), [39])]
+    batch = replace(batch, excluded=RaggedRows.of(forbidden))
+    answer = channel.recall_batch(batch, np.full(6, 9, np.int32))
+    _, shares = shares_of(channel, batch)
+    available = channel._columns.available
+    for q in range(6):
+        history = batch.history.rows[batch.history.offsets[q] : batch.history.offsets[q + 1]]
+        free = available.copy()
+        free[history] = free[forbidden[q]] = False
+        mine = answer.query(q).rows
+        assert free[mine].all()
+        quotas = allot_reference(shares[q], np.bincount(CLUSTERS[free], minlength=3), 9)
+        assert np.bincount(CLUSTERS[mine], minlength=3).tolist() == quotas
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_what_is_passed_over_is_that_of_the_plain_twins(seed):
+    rng = np.random.default_rng(seed)
+    n, count, items = int(rng.integers(1, 5)), int(rng.integers(1, 4)), int(rng.integers(1, 12))
+    clusters = rng.integers(-1, count, items).astype(np.int32)
+    local = rng.permutation(items).astype(np.int32)
+    one, other = (
+        RaggedRows.of([rng.integers(-1, items + 3, rng.integers(0, 6)).astype(np.int32) for _ in range(n)])
+        for _ in range(2)
+    )
+    room = rng.integers(0, 9, count)
+    marks, found = np.zeros(items, np.bool_), np.empty(one.rows.size + other.rows.size, np.int32)
+    offsets, left = np.zeros(n + 1, np.int64), np.repeat(room[None], n, 0)
+    passed(one.rows, one.offsets, other.rows, other.offsets, clusters, marks, found, offsets, left)
+    assert not marks.any()
+    lists = [found[offsets[q] : offsets[q + 1]].tolist() for q in range(n)]
+    for q in range(n):
+        mine = [each.rows[each.offsets[q] : each.offsets[q + 1]].tolist() for each in (one, other)]
+        rows, expected = pass_over_reference(mine, clusters, room)
+        assert (sorted(lists[q]), left[q].tolist()) == (sorted(rows), expected)
+    quotas = rng.integers(0, 2, (n, count)).astype(np.int32)
+    by, at = np.empty_like(found), np.zeros(n * count + 1, np.int64)
+    by_cluster(found[: offsets[-1]], offsets, clusters, local, quotas, by, at)
+    pairs = [by[at[pair] : at[pair + 1]].tolist() for pair in range(n * count)]
+    assert pairs == by_cluster_reference(lists, clusters, local, quotas)

@@ -34,7 +34,7 @@ from engine.offline.tune import Tuned, depth_of, tune, write_params
 Recall: TypeAlias = Callable[..., tuple[int, str, str]]
 CIRCUMSTANCES = {"machine", "cpus", "date", "commit"}
 TASTE = "itemcf,swing,usercf"
-AT_20 = {"recall@20", "ndcg@20", "hit@20", "coverage@20", "candidates"}
+AT_20 = {"recall@20", "ndcg@20", "hit@20", "precision@20", "f@20", "coverage@20", "tail@20", "candidates"}
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +183,18 @@ def test_eval_on_validation_is_another_cut(recall: Recall) -> None:
     assert validation["part"] == "validation"
 
 
+def test_eval_of_disjoint_users_shows_the_metrics_of_its_papers(recall: Recall) -> None:
+    options = ("--protocol", "disjoint-users", "--channels", "itemcf", "--at", "10", "--held-users", 30)
+    code, out, _ = recall("eval", sample_path(), *options, "--held-seed", 4)
+    assert code == 0
+    assert "disjoint-users: 30 users drawn with seed 4 bring the older half" in out
+    assert re.search(r"precision +recall +f +coverage", out)
+    code, out, _ = recall("eval", sample_path(), *options, "--repeats", "--json")
+    found = one_object(out)
+    assert (found["users"], found["repeats"]) == (30, True)
+    assert 0 < found["channels"]["itemcf"]["f@10"] < 1
+
+
 def test_users_without_history_get_the_fallback(recall: Recall, tmp_path: Path) -> None:
     rows = [(user, item, item) for user in range(6) for item in range(8)]
     rows += [(9, 3, 1000), (0, 100, 1000), (100, 100, 1)]
@@ -201,7 +213,7 @@ def test_users_without_history_get_the_fallback(recall: Recall, tmp_path: Path) 
     [
         (
             ["--protocol", "nope"],
-            "--protocol: expected one of fixed-split, leave-one-out, temporal, got 'nope'",
+            "--protocol: expected one of fixed-split, leave-one-out, temporal, disjoint-users, got 'nope'",
         ),
         (["--protocol", "fixed-split"], "column 'split': is needed by the protocol fixed-split"),
         (["--channels", "nope"], "--channels: no channel is called 'nope'"),
@@ -221,6 +233,9 @@ def test_users_without_history_get_the_fallback(recall: Recall, tmp_path: Path) 
         (["--channels", "itemcf", "--seeds", "1,2"], "--seeds: means nothing: none of itemcf is trained"),
         (["--channels", "itemcf", "--seeds", "1"], "--seeds: expected two seeds or more"),
         (["--cache", "/dev/null/x"], "cannot be used as a cache"),
+        (["--held-users", "5"], "--held-users: means nothing for temporal: it belongs to disjoint-users"),
+        (["--held-seed", "5"], "--held-seed: means nothing for temporal"),
+        (["--protocol", "disjoint-users", "--held-users", "99999"], "leave nobody to learn from"),
     ],
 )
 def test_eval_refuses_with_one_sentence(recall: Recall, options: list[str], words: str) -> None:
@@ -365,7 +380,7 @@ def test_ctrl_c_in_a_trial_is_one_line(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--metric", "auc"], "expected recall@K, ndcg@K, hit@K or coverage@K, got 'auc'"),
+        (["--metric", "auc"], "expected recall@K, ndcg@K, hit@K, precision@K, f@K or coverage@K, got 'auc'"),
         (["--metric", "recall@0"], "got 'recall@0'"),
         (["--protocol", "nope"], "--protocol: "),
         (["--channels", "nope"], "no channel is called 'nope'"),

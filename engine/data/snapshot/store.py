@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -319,6 +319,13 @@ class SnapshotStore:
             self.load_release(release, verify=False)
             self._replace(self._current, f"{release.name}\n".encode())
         return release
+
+    def retire(self, names: Iterable[str]) -> None:
+        """Delete releases, so that they do not count among those that `collect` keeps; the one in service stays."""
+        with self._locked():
+            current = self.current_name()
+            for name in set(names).intersection(self.release_names()) - {current}:
+                (self._releases / f"{name}.json").unlink()
 
     # --- tidying -------------------------------------------------------------------------------------------
 

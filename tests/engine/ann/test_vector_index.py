@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from engine.ann import IndexKind, IndexOptions, VectorIndex, build_index, graph_hnswlib, load_index
 from engine.ann.graph_hnswlib import HnswlibGraph
 from engine.ann.kernels import answer, answer_reference, no_rows, rescore, rescore_reference
+from engine.ann.lists import ByteLists, in_bytes, look, look_reference
 from engine.ann.walk import walk_reference
 from engine.core.channel import SilentProgress
 from engine.core.errors import BuildError, SnapshotError
@@ -407,3 +408,42 @@ def test_rescoring_is_its_plain_twin() -> None:
     wanted = rescore_reference(QUERIES, entries, VECTORS[:100], VECTORS[100:110])
     np.testing.assert_allclose(scores, wanted, atol=1e-6)
     assert no_rows(2)[1].tolist() == [0, 0, 0]
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=40, deadline=None)
+def test_lists_of_bytes_are_looked_into_as_by_the_plain_twin(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    n, d, lists = int(rng.integers(1, 400)), int(rng.integers(1, 20)), int(rng.integers(1, 8))
+    vectors = rng.standard_normal((n, d), np.float32)
+    centres, centre_scales = in_bytes(rng.standard_normal((lists, d), np.float32))
+    of = np.sort(rng.integers(0, lists, n))
+    offsets = np.searchsorted(of, np.arange(lists + 1)).astype(np.int64)
+    codes, scales = in_bytes(vectors)
+    np.testing.assert_allclose(codes * scales[:, None], vectors, atol=float(scales.max()) * 0.51)
+    numbers = rng.permutation(n).astype(np.int32)
+    queries = rng.standard_normal((2, d), np.float32)
+    probes, depth = int(rng.integers(1, lists + 1)), int(rng.integers(1, 100))
+    entries = np.empty((2, depth), np.int32)
+    look(queries, centres, centre_scales, offsets, codes, scales, numbers, probes, entries)
+    for q in range(2):
+        expected = look_reference(
+            queries[q], centres, centre_scales, offsets, codes, scales, numbers, probes, depth
+        )
+        mine = entries[q][entries[q] >= 0]
+        assert mine.size == np.unique(mine).size == len(expected)
+        if d > 4:  # with few dimensions products of integers are equal, and which of them comes first is open
+            assert set(mine.tolist()) == expected
+
+
+def test_lists_of_bytes_are_not_copied_and_keep_what_is_added_in_the_tail() -> None:
+    arrays = dict(build_index("ivf_int8", VECTORS, OPTIONS).arrays())
+    index = load_index(arrays, VECTORS, OPTIONS.model_copy(update={"tail": 0}))
+    assert isinstance(index._part, ByteLists)
+    assert np.shares_memory(index._part.arrays()["codes"], arrays["codes"])
+    index.add(np.array([ITEMS], np.int32), VECTORS[:1] * 2)
+    rows, _ = index.search(VECTORS[:1], 1)
+    assert rows.tolist() == [[ITEMS]]
+    damaged = {**arrays, "codes": arrays["codes"][1:]}
+    with pytest.raises(SnapshotError, match="lists do not hold all vectors"):
+        load_index(damaged, VECTORS)

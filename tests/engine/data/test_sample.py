@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from engine.config import load_config, read_params
 from engine.data.dataset import Dataset
+from engine.data.learnt import learnt_channels, read_learnt
 from engine.data.sample import sample_path
 from engine.data.sample.make_sample import MIN_USERS, POSITIVE, USERS, make_sample
 from engine.data.summary import describe
+from engine.offline.build import made_of as made_of_these
 
 FULL = Path(__file__).parents[4] / "shared" / "data" / "kuairand-pure-partial"
+PARAMS = Path(__file__).parents[3] / "docs" / "params" / "sample.toml"
 FILES = ("interactions.parquet", "items.parquet", "users.parquet", "follows.parquet")
 
 
@@ -27,6 +32,17 @@ def test_sample_opens_and_holds_every_kind_of_event() -> None:
     assert dataset.rows["follows"] > 200
     for column in ("author_id", "published_at", "duration_seconds", "tags"):
         assert dataset.has("items", column)
+
+
+def test_the_vectors_that_come_with_it_are_of_this_sample_and_these_options() -> None:
+    made_of = learnt_channels(sample_path())["two_tower"]
+    config = load_config().with_channel_options(read_params(PARAMS))
+    options = config.channel("two_tower")[1]
+    expected = made_of_these(config, options, Dataset.open(sample_path()).fingerprint())
+    assert made_of == json.loads(json.dumps(expected))
+    arrays = read_learnt(sample_path(), "two_tower", expected)
+    assert arrays is not None
+    assert "item.embeddings.0.weight" in arrays
 
 
 def test_sample_is_small_and_carries_its_licence_and_attribution() -> None:

@@ -34,6 +34,7 @@ SPECS = {
     "matrix factorisation": ModelSpec(user_features=USER[:1], **ID_ONLY, metric="inner"),
     "mlp": ModelSpec(**BOTH, hidden=(13, 7), item_hidden=(11,)),
     "no hidden layer": ModelSpec(**BOTH),
+    "popular items are longer": ModelSpec(**BOTH, popularity_exponent=0.3),
     "weighted mean": ModelSpec(
         **ID_ONLY,
         sequence=SequenceSpec(kind="mean", width=WIDTH, length=6, item_exponent=0.5, length_exponent=0.5),
@@ -212,6 +213,15 @@ def test_weights_that_the_specification_does_not_mean_are_refused(change):
         ({"user_features": [{"name": "a", "kind": "id"}] * 2}, "twice"),
         ({"user_features": [{"name": "a", "kind": "id"}], "cross": "fibinet"}, "two or more fields"),
         ({"user_features": [{"name": "a", "kind": "id"}], "prompts": 2}, "prompts need a sequence"),
+        ({"sequence": {"kind": "mean"}, "metric": "inner", "popularity_exponent": 0.1}, "have lengths"),
+        (
+            {
+                "user_features": [{"name": "a", "kind": "id"}],
+                "item_features": [{"name": "item_id", "kind": "id", "lookup": "hash", "size": 9}],
+                "popularity_exponent": 0.1,
+            },
+            'needs the item feature "item_id"',
+        ),
     ],
 )
 def test_parts_that_do_not_fit_are_refused(values, says):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from pathlib import Path
 
 import numpy as np
 import pytest
 from offline_world import Steps, config_of, dataset_of, log_of, random_likes
 
+import engine
 from engine.config import Config, load_config
 from engine.core.channel import SilentProgress
 from engine.core.errors import BuildError, ConfigError, DatasetError, SnapshotError
@@ -19,6 +21,7 @@ from engine.data.sample import sample_path
 from engine.data.snapshot import CATALOGUE, SnapshotStore
 from engine.offline.build import (
     Source,
+    _reached,
     build_release,
     code_of,
     events_read,
@@ -28,6 +31,7 @@ from engine.offline.build import (
 )
 from engine.online.replica import Replica
 from engine.online.request import Request
+from engine.plugins import channel_class
 from engine.state.history import HISTORY
 
 CHANNELS = {"itemcf": {}, "swing": {}, "usercf": {}, "popular": {}, "fresh": {}}
@@ -323,6 +327,41 @@ def test_a_channel_in_a_package_is_built_anew_when_any_of_its_modules_changes(tm
     assert before == code_of(pair)
     (folder / "other.py").write_text("A = 2\n")
     assert code_of(pair) != before
+
+
+@pytest.mark.parametrize("changed", ["other.py", "third/module.py"])
+def test_a_channel_is_built_anew_when_a_plugin_that_it_imports_changes(tmp_path, monkeypatch, changed):
+    folder = tmp_path / f"linked_{changed[:5]}"
+    (folder / "third").mkdir(parents=True)
+    root = folder.name
+    late = f"def late():\n    from {root}.other import A\n"
+    (folder / "one.py").write_text(
+        f"from engine.core.channel import Channel\n\n\n{late}\n\nclass One(Channel):\n    pass\n"
+    )
+    (folder / "other.py").write_text(f"from {root}.third.module import B as A\n")
+    (folder / "third" / "module.py").write_text("B = 1\n")
+    (folder / "alone.py").write_text("C = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    one = importlib.import_module(f"{root}.one").One
+    before = code_of(one)
+    (folder / "alone.py").write_text("C = 2\n")
+    assert code_of(one) == before
+    (folder / changed).write_text((folder / changed).read_text() + "D = 2\n")
+    assert code_of(one) != before
+
+
+def test_what_vector_channels_share_is_digested_with_those_that_import_it():
+    def packages(channel):
+        paths = _reached(channel.__module__, Path(inspect.getsourcefile(channel)))
+        return {".".join(path.relative_to(Path(engine.__file__).parents[1]).parts[:2]) for path in paths}
+
+    two_tower, divided, popular = (
+        packages(channel_class(name)) for name in ("two_tower", "divide_and_conquer", "popular")
+    )
+    shared = {"engine.models", "engine.training", "engine.ann"}
+    assert two_tower == {"channels.two_tower", *shared}
+    assert divided == {"channels.divide_and_conquer", "channels.two_tower", *shared}
+    assert popular == {"channels.popular.py"}
 
 
 def test_events_of_the_kinds_that_are_read_are_kept_up_to_the_time_of_the_cut():

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
-from offline_world import Steps, config_of, dataset_of, lists_of
+from offline_world import Steps, config_of, dataset_of, lists_of, random_likes
 
 from engine.config import Config, SceneConfig, load_config
 from engine.core.channel import BuildContext, LoadContext, SilentProgress
@@ -24,7 +24,7 @@ from engine.data.live import columns_of
 from engine.data.sample import sample_path
 from engine.data.snapshot import SnapshotStore
 from engine.offline.evaluate import Report, evaluate, restricted, scene_of
-from engine.offline.protocols import Split, cut
+from engine.offline.protocols import HeldUsers, Split, cut
 from engine.online.hydrate import Hydrator
 from engine.online.pipeline import Pipeline
 from engine.online.request import Request
@@ -70,12 +70,18 @@ def test_each_channel_alone_by_hand(report):
     assert report.channels["popular"] == pytest.approx(
         {
             "recall@1": (1 + 0 + 1 / 2) / 3,
+            "tail@1": (1 + 0 + 1 / 2) / 3,
             "ndcg@1": 2 / 3,
             "hit@1": 2 / 3,
+            "precision@1": 2 / 3,
+            "f@1": (1 + 0 + 2 / 3) / 3,
             "coverage@1": 3 / 6,
             "recall@2": (1 + 0 + 1 / 2) / 3,
+            "tail@2": (1 + 0 + 1 / 2) / 3,
             "ndcg@2": (1 + 0 + 1 / (1 + 1 / LOG3)) / 3,
             "hit@2": 2 / 3,
+            "precision@2": 1 / 3,
+            "f@2": (2 / 3 + 0 + 1 / 2) / 3,
             "coverage@2": 4 / 6,
             "candidates": 2,
         }
@@ -89,12 +95,18 @@ def test_the_merged_list_by_hand(report):
     assert report.merged == pytest.approx(
         {
             "recall@1": (1 + 0 + 1 / 2) / 3,
+            "tail@1": (1 + 0 + 1 / 2) / 3,
             "ndcg@1": 2 / 3,
             "hit@1": 2 / 3,
+            "precision@1": 2 / 3,
+            "f@1": (1 + 0 + 2 / 3) / 3,
             "coverage@1": 3 / 6,
             "recall@2": 1,
+            "tail@2": 1,
             "ndcg@2": (1 + 1 / LOG3 + 1) / 3,
             "hit@2": 1,
+            "precision@2": 2 / 3,
+            "f@2": (2 / 3 + 2 / 3 + 1) / 3,
             "coverage@2": 4 / 6,
             "candidates": 2,
         }
@@ -203,6 +215,47 @@ def test_a_restricted_split_keeps_some_users_and_their_truth(dataset):
     assert fewer.users.size == 2
 
 
+def test_what_users_know_is_in_the_lists_if_it_is_asked_for(dataset, tmp_path):
+    got = run(dataset, tmp_path, ["popular"], repeats=True)
+    # All three get 0 1, which they know but for the first user's 1.
+    assert got.channels["popular"]["precision@2"] == pytest.approx((1 / 2 + 0 + 0) / 3)
+    assert got.statement.endswith("what users know is not masked")
+
+
+def test_users_who_were_not_learnt_from_are_answered_by_what_they_bring(tmp_path):
+    data = dataset_of(tmp_path / "data", random_likes(60))
+    config = load_config()
+    report = run(
+        data,
+        tmp_path / "store",
+        ["itemcf", "usercf"],
+        (5,),
+        config,
+        protocol="disjoint-users",
+        held=HeldUsers(8, 5),
+    )
+    events = EventLog.read(data, Catalogue.from_dataset(data))
+    split = cut(config, events, "disjoint-users", "test", HeldUsers(8, 5))
+    lists = lists_by_hand(config, data, split, ["itemcf"], 5)
+    hits = [
+        sum(row in mine for row in ranked) for ranked, mine in zip(lists, lists_of(split.truth), strict=True)
+    ]
+    assert report.users == 8
+    assert report.channels["itemcf"]["precision@5"] == pytest.approx(np.mean(hits) / 5)
+    assert report.channels["itemcf"]["precision@5"] > 0
+    # UserCF has no neighbours for those it was not built from.
+    assert report.channels["usercf"]["candidates"] == 0
+
+
+def test_both_parts_of_disjoint_users_ask_what_was_built_once(tmp_path):
+    data = dataset_of(tmp_path / "data", random_likes(60))
+    parts = [
+        run(data, tmp_path / "store", ["popular"], (5,), protocol="disjoint-users", part=part)
+        for part in ("validation", "test")
+    ]
+    assert parts[0].snapshots == parts[1].snapshots
+
+
 # --- on real data --------------------------------------------------------------------------------
 
 
@@ -215,9 +268,9 @@ def lists_by_hand(
     for name in names:
         kind, options = config.channel(name)
         sink = MemorySink()
-        now = int(split.known.timestamps.max())
+        now = int(split.learnt.timestamps.max())
         columns = catalogue.item_columns()
-        kind.build(options, BuildContext(split.known, columns, now, sink, SilentProgress(), 1))
+        kind.build(options, BuildContext(split.learnt, columns, now, sink, SilentProgress(), 1))
         channels[name] = kind.load(
             options,
             LoadContext(sink.arrays, len(catalogue.items), len(catalogue.users), columns_of(catalogue)),

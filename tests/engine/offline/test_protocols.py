@@ -10,8 +10,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from offline_world import config_of, likes_of, lists_of, log_of
 
-from engine.core.errors import DatasetError
-from engine.offline.protocols import PROTOCOLS, cut
+from engine.core.errors import ConfigError, DatasetError
+from engine.offline.protocols import PROTOCOLS, HeldUsers, cut
+
+IN_TIME = tuple(protocol for protocol in PROTOCOLS if protocol != "disjoint-users")
+"""The protocols that learn from the users they test."""
 
 USERS, ITEMS = 5, 8
 CONFIG = config_of(interest={"click": 1.0, "like": 2.0})
@@ -77,7 +80,7 @@ def cut_or_none(log, protocol, part):
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", IN_TIME)
 @given(events=logs())
 @settings(deadline=None, max_examples=60)
 def test_a_cut_is_what_its_definition_says(protocol, part, events):
@@ -98,7 +101,7 @@ def test_a_cut_is_what_its_definition_says(protocol, part, events):
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", IN_TIME)
 @given(events=logs())
 @settings(deadline=None, max_examples=60)
 def test_no_event_is_known_that_comes_with_or_after_what_should_be_found(protocol, part, events):
@@ -130,7 +133,7 @@ def pairs_of(split):
 
 
 @pytest.mark.parametrize("tuned", [True, False])
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("protocol", IN_TIME)
 @given(events=logs(kinds=("click",)))
 @settings(deadline=None, max_examples=60)
 def test_validation_sees_nothing_of_the_test_and_truth_is_never_known(protocol, tuned, events):
@@ -258,6 +261,65 @@ def test_cuts_have_names_of_their_own():
     assert len(keys) == len(PROTOCOLS) + 1
 
 
+# --- users that nothing is learnt from ---------------------------------------------------------
+
+
+def disjoint(events, part, count=1, seed=3, users=USERS):
+    return cut(CONFIG, log_of(events, users, ITEMS), "disjoint-users", part, HeldUsers(count, seed))
+
+
+@given(events=logs(), count=st.integers(1, 2), seed=st.integers(0, 9))
+@settings(deadline=None, max_examples=100)
+def test_users_are_learnt_from_or_tested_and_halves_are_cut_by_time(events, count, seed):
+    likes = liked(events)
+    able = [user for user, items in likes.items() if len(items) >= 2]
+    if 2 * count > len(able) or 2 * count == len([user for user, items in likes.items() if items]):
+        expected = ConfigError if able else DatasetError
+        with pytest.raises(expected, match="leave nobody to learn from" if able else "history and truth"):
+            disjoint(events, "test", count, seed)
+        return
+    test, validation = (disjoint(events, part, count, seed) for part in ("test", "validation"))
+    held = {*test.users.tolist(), *validation.users.tolist()}
+    assert len(held) == 2 * count
+    assert held <= set(able)
+    for split in (test, validation):
+        assert split.strangers
+        assert likes_of(split.learnt) == [[] if u in held else likes[u] for u in range(USERS)]
+        assert split.seen.tolist() == [event[0] not in held for event in events]
+        assert split.cold.size == 0
+        known = likes_of(split.known)
+        for user, truth in zip(split.users.tolist(), lists_of(split.truth), strict=True):
+            newer = -(-len(likes[user]) // 2)  # of an odd number the newer half is the larger
+            assert (truth, known[user]) == (likes[user][:newer], likes[user][newer:])
+        assert all(not mine for user, mine in enumerate(known) if user not in split.users)
+
+
+def test_the_same_seed_draws_the_same_users_and_both_parts_learn_the_same():
+    events = [(user, item, "click", item) for user in range(40) for item in range(4)]
+    one, again = (disjoint(events, "test", 5, 3, users=40) for _ in range(2))
+    assert one.users.tolist() == again.users.tolist()
+    assert one.users.tolist() != disjoint(events, "test", 5, 4, users=40).users.tolist()
+    assert one.key == disjoint(events, "validation", 5, 3, users=40).key
+    assert one.key not in (
+        disjoint(events, "test", 6, 3, users=40).key,
+        disjoint(events, "test", 5, 4, users=40).key,
+    )
+    assert one.statement.startswith("5 users drawn with seed 3 bring the older half of what they liked")
+
+
+def test_without_a_number_a_tenth_of_the_users_is_held_for_each_part():
+    events = [(user, item, "click", item) for user in range(40) for item in range(4)]
+    assert cut(CONFIG, log_of(events, 40, ITEMS), "disjoint-users", "test").users.size == 4
+
+
+@pytest.mark.parametrize("protocol", IN_TIME)
+def test_of_the_others_the_same_is_learnt_and_known(protocol):
+    log = log_of([*TIMED, (0, 3, "click", 99, "test")], 4, 6, split=True)
+    split = cut(CONFIG, log, protocol, "test")
+    assert split.learnt is split.known
+    assert not split.strangers
+
+
 # --- what is missing ---------------------------------------------------------------------------
 
 
@@ -269,7 +331,7 @@ def test_a_fixed_split_needs_the_split(part):
 
 
 @pytest.mark.parametrize("part", ["validation", "test"])
-@pytest.mark.parametrize("protocol", ["leave-one-out", "temporal"])
+@pytest.mark.parametrize("protocol", ["leave-one-out", "temporal", "disjoint-users"])
 def test_the_others_need_timestamps(protocol, part):
     with pytest.raises(DatasetError, match=protocol) as caught:
         cut(CONFIG, log_of(SPLIT, 4, 6, timed=False, split=True), protocol, part)
@@ -278,6 +340,7 @@ def test_the_others_need_timestamps(protocol, part):
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_log_that_tests_nobody_is_refused(protocol):
+    # Nobody likes two things, nobody comes back: there is no history for anything that could be found.
     log = log_of([(user, user, "click", 7, "train") for user in range(3)], 3, 3, split=True)
     with pytest.raises(DatasetError, match=f"{protocol}: no user has both history and truth"):
         cut(CONFIG, log, protocol, "test")

@@ -19,6 +19,7 @@ from engine.data.ids import IdKind
 from engine.online.ingest import IngestService
 from engine.online.metrics import Metrics
 from engine.state.embedded import Durability, EmbeddedStore
+from engine.state.events import EventLog
 from engine.state.exposure import BitsBackend
 from engine.state.layout import EVENT_IDS, RECORD, slice_suffix, user_prefix, user_tag
 from engine.state.log import LiveLog
@@ -28,9 +29,11 @@ from engine.state.writes import UserLimits, UserStore
 INTEREST = {"click": 1.0, "like": 2.0, "view": 0.0}
 
 
-def ingest_config() -> Config:
+def ingest_config(**more: Any) -> Config:
     scene = {"quotas": {"popular": 1}, "fallback": []}
-    return parse_config({"interest": INTEREST, "channels": {"popular": {}}, "scenes": {"default": scene}})
+    return parse_config(
+        {"interest": INTEREST, "channels": {"popular": {}}, "scenes": {"default": scene}, **more}
+    )
 
 
 @dataclass
@@ -91,7 +94,8 @@ def ingesting(
         stop = asyncio.Event()
 
         async def serve() -> None:
-            world.service = IngestService(settings, id_kind, users, world.log, world.metrics)
+            events = EventLog(store, settings.ingest.event_log_length) if settings.ingest.event_log else None
+            world.service = IngestService(settings, id_kind, users, world.log, world.metrics, events=events)
             server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
             server.add_generic_rpc_handlers((world.service.handlers(),))
             world.target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"

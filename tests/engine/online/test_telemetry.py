@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import ClassVar
@@ -19,11 +20,13 @@ from prometheus_client.core import CollectorRegistry
 from recall.v1 import recall_pb2 as pb
 
 from engine.config import TelemetryConfig
+from engine.core.candidates import ChannelStatus, FilterStatus
 from engine.online.answered import Answered
 from engine.online.metrics import Metrics
 from engine.online.notes import Notes
+from engine.online.recalls import _recalled
 from engine.online.request import Request
-from engine.online.tally import Histograms
+from engine.online.tally import SECONDS, Histograms, _count
 from engine.online.telemetry import Telemetry, line, sampled_trace
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -53,14 +56,72 @@ def test_histograms_are_those_of_prometheus(values):
     ours = Histograms(2, bounds)
     for each in values:
         theirs.observe(each)
-        ours.add(np.array([each, np.nan]))
-    ours.add_many(1, np.array(values))
+        for row in (0, 1):
+            ours.add(row, each)
+    ours.add(1, math.nan)
     wanted = [
         registry.get_sample_value("h_bucket", {"le": le}) for le in ("0.1", "0.5", "1.0", "2.5", "+Inf")
     ]
     for row in (0, 1):
         assert [count for _, count in ours.buckets(row)] == wanted
         assert ours.sums[row] == pytest.approx(sum(values))
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=50)
+def test_a_pass_over_a_batch_counts_what_numpy_counts(seed):
+    rng = np.random.default_rng(seed)
+    n, c, main, f = rng.integers(1, 5), rng.integers(1, 5), rng.integers(1, 4), rng.integers(0, 3)
+    main = min(main, c)
+    offsets = np.concatenate(([0], np.cumsum(rng.integers(0, 4, n))))
+    limits = rng.integers(1, 4, n).astype(np.int32)
+    status = rng.integers(1, 7, (c, n)).astype(np.int32)
+    returned = rng.integers(0, 9, (c, n)).astype(np.int32)
+    kept = rng.integers(0, 9, (main, n)).astype(np.int32)
+    removed = rng.integers(0, 9, (f, n)).astype(np.int32)
+    judged = rng.integers(0, 3, (f, n)).astype(np.int32)
+    requests, stages, channel_us = rng.random(n), rng.random(2) * 1e5, rng.random(c) * 1e5
+    answers, channels, filters = np.zeros(3, np.int64), np.zeros((c, 9), np.int64), np.zeros((f, 2), np.int64)
+    seconds = Histograms(1 + 2 + int(c), SECONDS)
+    _count(
+        offsets, limits, status, returned, kept, removed, judged, requests, stages, channel_us, answers, channels,
+        filters, seconds.bounds, seconds.counts, seconds.sums,
+    )  # fmt: skip
+    lengths = np.diff(offsets)
+    assert answers.tolist() == [n, (lengths == 0).sum(), (lengths < limits).sum()]
+    assert channels[:, 0].tolist() == returned.sum(1).tolist()
+    assert channels[:main, 1].tolist() == kept.sum(1).tolist()
+    for value in range(1, 7):
+        assert channels[:, 2 + value].tolist() == (status == value).sum(1).tolist()
+    assert (
+        filters.tolist()
+        == np.stack((removed.sum(1), (judged == FilterStatus.UNAVAILABLE).sum(1)), 1).tolist()
+    )
+    asked = ~np.isin(status, (ChannelStatus.SKIPPED, ChannelStatus.GATED)).all(1)
+    expected = [requests.sum(), *(stages / 1e6), *np.where(asked, channel_us / 1e6, 0)]
+    assert seconds.sums == pytest.approx(expected)
+    assert seconds.counts.sum(1).tolist() == [n, 1, 1, *asked.astype(int).tolist()]
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(deadline=None, max_examples=50)
+def test_what_a_channel_that_counts_proposed_is_noted(seed):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(0, 5, 3)
+    offsets = np.concatenate(([0], np.cumsum(lengths)))
+    rows = rng.integers(0, 100, offsets[-1]).astype(np.int32)
+    proposal_offsets = np.concatenate(([0], np.cumsum(rng.integers(1, 4, rows.size)))).astype(np.int64)
+    channels = rng.integers(0, 3, proposal_offsets[-1]).astype(np.int32)
+    counts = rng.random(3) < 0.5
+    out, ends = np.empty(rows.size, np.int32), np.empty(4, np.int64)
+    _recalled(offsets, rows, proposal_offsets, channels, counts, out, ends)
+    for q in range(3):
+        expected = [
+            int(rows[i])
+            for i in range(offsets[q], offsets[q + 1])
+            if counts[channels[proposal_offsets[i] : proposal_offsets[i + 1]]].any()
+        ]
+        assert out[ends[q] : ends[q + 1]].tolist() == expected
 
 
 def test_a_batch_is_counted(world):

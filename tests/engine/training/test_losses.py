@@ -10,6 +10,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="training needs the extra train")
 
 from engine.training import losses  # noqa: E402
+from engine.training.objective import softmax_inside  # noqa: E402
 
 N, M, D, ITEMS = 7, 5, 4, 11
 
@@ -146,3 +147,28 @@ def test_a_hopeless_positive_gives_a_finite_loss_and_the_right_gradient():
     loss.backward()
     assert math.isfinite(float(loss.detach()))
     assert float(queries.grad) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("by_user", [True, False])
+def test_a_softmax_inside_tasks_is_that_with_the_negatives_of_the_others_masked(by_user):
+    random, n, m, users = np.random.default_rng(2), 30, 20, 9
+    of, columns = random.integers(0, 4, n).astype(np.int32), random.integers(0, 3, m).astype(np.int32)
+    owners = torch.from_numpy(random.integers(0, users, n)) if by_user else None
+    # A history has one task, so what of its user's other tasks is masked is the same for all its examples.
+    of = np.arange(users, dtype=np.int32)[owners.numpy()] % 4 if owners is not None else of
+    masked = torch.from_numpy(random.random((users if by_user else n, m)) < 0.2)
+    other = (np.arange(users) % 4 if by_user else of)[:, None] != columns
+    found = []
+    for inside in (True, False):
+        torch.manual_seed(3)
+        queries, shared, own = (torch.randn(shape, requires_grad=True) for shape in ((n, 5), (m, 5), (n, 2)))
+        shifts, weights = torch.randn(m), torch.rand(n)
+        if inside:
+            loss = softmax_inside(queries, shared, shifts, masked, owners, own, weights, of, columns)
+        else:
+            hits = masked | torch.from_numpy(other)
+            loss = losses.shared_softmax(queries, shared, shifts, hits, owners, own, weights)
+        loss.backward()
+        found.append((loss.detach(), queries.grad, shared.grad, own.grad))
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two)

@@ -38,6 +38,13 @@ def sequence(kind, length=20):
 SPECS = {
     "ids": ModelSpec(user_features=USER[:1], **ALONE, metric="inner"),
     "mlp": ModelSpec(**BOTH, hidden=(13, 7), item_hidden=(11,)),
+    "popular items are longer": ModelSpec(
+        user_features=USER[:1],
+        item_features=(ITEM[1], Feature(name="author", kind="categorical", size=4), ITEM_ID),
+        dimension=6,
+        items=ITEMS,
+        popularity_exponent=0.3,
+    ),
     "sums": ModelSpec(
         **BOTH, join="sum", item_join="sum", sequence=SequenceSpec(kind="mean", width=WIDTH, length=20)
     ),
@@ -94,6 +101,8 @@ def towers(spec):
                 value.add_(torch.randn(value.shape) * 0.3)
         if spec.sequence.weighted:
             user.sequence.weigh(np.arange(ITEMS), spec.sequence.item_exponent)
+        if spec.popularity_exponent:
+            item.measure(np.arange(ITEMS))
     return user.eval(), item.eval()
 
 
@@ -145,6 +154,24 @@ def test_every_prefix_has_the_vector_of_a_history_that_ends_there(kind):
             short = Packed(whole.codes[begin : begin + 3], np.array([0, 3]))
             alone = user(Features.of(taken(users, np.array([n], np.int32))), short)
             torch.testing.assert_close(every[begin + 2], alone[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["gru", "sasrec"])
+def test_the_rows_that_are_read_have_the_vectors_and_gradients_they_have_among_all(kind):
+    spec = SPECS[f"{kind} in a tower"]
+    user, _ = towers(spec)
+    users = users_of(spec)
+    whole = Packed.of(users)
+    which = np.flatnonzero(np.random.default_rng(1).random(whole.offsets[-1]) < 0.3)
+    found = []
+    for read in (None, which):
+        user.zero_grad()
+        vectors = user(Features.of(users), whole, every=True, which=read)
+        vectors = vectors[which] if read is None else vectors
+        (vectors * torch.arange(vectors.numel()).view(vectors.shape).sin()).sum().backward()
+        found.append([vectors.detach(), *(value.grad.clone() for value in user.parameters())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
 def test_packed_attention_is_torchs_causal_attention_on_each_sequence():

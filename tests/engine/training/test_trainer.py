@@ -158,6 +158,16 @@ def test_weights_of_a_mean_are_those_of_the_counts():
     assert trained.arrays["user.sequence.weights"][1:] == pytest.approx(counts**-0.5)
 
 
+def test_vectors_of_popular_items_are_longer():
+    of = SPECS["an id and a weighted mean"].model_copy(update={"popularity_exponent": 0.25})
+    trained = run(of, FAST.model_copy(update={"epochs": 1}))
+    counts = np.maximum(data().interactions.item_counts(), 1)
+    lengths = (counts / counts.mean()) ** 0.25
+    assert np.linalg.norm(trained.arrays["item_vectors"], axis=1) == pytest.approx(lengths, rel=1e-5)
+    # An item that the build did not know is taken for one that one user likes.
+    assert trained.arrays["item.lengths"] == pytest.approx([counts.mean() ** -0.25, *lengths], rel=1e-5)
+
+
 def test_the_step_size_rises_and_falls(monkeypatch):
     rates = []
     set_rate = optimizers.Optimizer.set_rate

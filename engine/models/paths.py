@@ -1,0 +1,500 @@
+"""Paths of a K x D lattice while serving: the probability of each, layer by layer, and the beam search for the best.
+
+Source: Gao et al. 2020, "Learning a Retrievable Structure for Large-Scale Recommendations" (Deep Retrieval), section 2.1
+for the model, 2.2 and algorithm 1 for the search.
+
+A path is D nodes, one per layer, each 0 to K - 1; its *code* is the number c_1 K^(D-1) + ... + c_D. Layer d (from 0)
+reads the user's vector followed by the embeddings of the nodes c_1 to c_d, puts it through a Linear and ReLU per width of
+`hidden` and a Linear to K, and its softmax is p(c_(d+1) | user, c_1 .. c_d). p(path | user) is their product.
+
+**Parameters** (names as torch's `state_dict()` has them; float32; `paths.` stands before them in a snapshot):
+
+| name | shape | |
+|---|---|---|
+| `nodes.<d>.weight` | [K, e] | embeddings of the nodes c_(d+1), d = 0 .. D - 2 |
+| `layers.<d>.<l>.weight`, `.bias` | [out, in], [out] | the l-th Linear of layer d; in of the first is e (d + 1) |
+
+While serving the first Linear of a layer is not multiplied out per path: its product with the user's vector is the same
+for all paths of a user, and that with a node's embedding the same for all users, so that the latter are tables, made when
+the model is loaded, and a path's row is a sum of rows. What is left per path are the products behind it, a few of one
+user's paths at a time, so that no answer depends on who else asks. Paths are taken best first, and as no continuation is
+likelier than the path that it continues, a layer ends as soon as what comes is not likelier than all that is kept: the
+rest would change nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Annotated, Self
+
+import numpy as np
+from numba import njit
+from pydantic import Field, model_validator
+
+from engine.core.options import Options
+from engine.core.select import row_of, select_top, sort_key
+from engine.core.types import AnyArray, Float32Array, Float64Array, Int64Array
+from engine.models.dense import dense, dot
+from engine.models.towers import Weights
+
+MOST_PATHS = 2**62
+"""Codes of paths are int64."""
+
+_BLOCK = 8
+"""Paths of a user that a layer continues at once."""
+
+
+class PathSpec(Options):
+    """A lattice of paths and the networks that choose among its nodes."""
+
+    width: int = Field(ge=1, le=65_536)
+    """K, the nodes of a layer."""
+
+    depth: int = Field(ge=1, le=62)
+    """D, the layers."""
+
+    dimension: int = Field(ge=1, le=4096)
+    """e, the width of the user's vector and of the embedding of a node."""
+
+    hidden: tuple[Annotated[int, Field(ge=1, le=65_536)], ...] = ()
+    """Widths of the hidden layers of each layer's network."""
+
+    @model_validator(mode="after")
+    def _codes_fit(self) -> Self:
+        if self.paths > MOST_PATHS:
+            raise ValueError(f"width^depth = {self.width}^{self.depth} paths are more than 2^62")
+        return self
+
+    @property
+    def paths(self) -> int:
+        """K^D, how many paths there are."""
+        return int(self.width**self.depth)
+
+    def linears(self, layer: int) -> tuple[tuple[int, int], ...]:
+        """Return (in, out) of each Linear of a layer, counted from 0."""
+        return tuple(pairwise((self.dimension * (layer + 1), *self.hidden, self.width)))
+
+    def codes(self, nodes: AnyArray) -> Int64Array:
+        """int64[...]: the codes of paths given as their nodes, [..., depth]."""
+        codes = np.zeros(nodes.shape[:-1], np.int64)
+        for layer in range(self.depth):
+            codes = codes * self.width + nodes[..., layer]
+        return codes
+
+    def nodes(self, codes: AnyArray) -> Int64Array:
+        """int64[..., depth]: the nodes of paths given by their codes."""
+        powers = np.array([self.width ** (self.depth - 1 - layer) for layer in range(self.depth)], np.int64)
+        nodes: Int64Array = np.asarray(codes, np.int64)[..., None] // powers % self.width
+        return nodes
+
+    def name(self, code: int) -> str:
+        """Return a path as people read it, its nodes: "36-27-20"."""
+        return "-".join(map(str, self.nodes(np.array(code)).tolist()))
+
+
+class PathModel:
+    """The networks of a lattice, ready to search."""
+
+    def __init__(self, spec: PathSpec, arrays: Mapping[str, AnyArray]) -> None:
+        self.spec = spec
+        weights = Weights(arrays, "user")
+        e, first_width = spec.dimension, spec.linears(0)[0][1]
+        nodes = [
+            weights.named(f"paths.nodes.{d}.weight", spec.width, e).astype(np.float64)
+            for d in range(spec.depth - 1)
+        ]
+        users = np.empty((e, spec.depth * first_width), np.float32)
+        bias = np.empty(spec.depth * first_width, np.float32)
+        parts: list[AnyArray] = []
+        plan = np.zeros((spec.depth, 2), np.int64)
+        written = 0
+
+        def put(part: AnyArray) -> None:
+            nonlocal written
+            parts.append(np.ascontiguousarray(part, np.float32).ravel())
+            written += part.size
+
+        for d in range(spec.depth):
+            linears = [
+                (
+                    weights.named(f"paths.layers.{d}.{at}.weight", out, inner),
+                    weights.named(f"paths.layers.{d}.{at}.bias", out),
+                )
+                for at, (inner, out) in enumerate(spec.linears(d))
+            ]
+            whole, own = linears[0]
+            mine = slice(d * first_width, (d + 1) * first_width)
+            users[:, mine], bias[mine] = whole[:, :e].T, own
+            plan[d, 0] = written
+            for at in range(d):
+                put(nodes[at] @ whole[:, (at + 1) * e : (at + 2) * e].T.astype(np.float64))
+            plan[d, 1] = written
+            for weight, own in linears[1:]:
+                put(weight.T)
+                put(own)
+        widths = np.array([out for _, out in spec.linears(0)], np.int64)
+        self._arguments = (users, bias, np.concatenate([*parts, np.empty(0, np.float32)]), plan, widths)
+
+    @classmethod
+    def load(cls, spec: PathSpec, arrays: Mapping[str, AnyArray]) -> Self:
+        """Return the model whose parameters are `paths.*`; SnapshotError names one that is not as `spec` says."""
+        return cls(spec, arrays)
+
+    def beam(self, users: Float32Array, beam: int) -> tuple[Int64Array, Float32Array]:
+        """Search for the likeliest paths of every user, keeping `beam` prefixes per layer.
+
+        No user's answer depends on the others'. Of prefixes that are equally likely the one whose own prefix came first
+        comes first, then the smaller node.
+
+        Args:
+            users: float32[n, dimension], C-contiguous.
+            beam: B, 1 to `spec.paths`.
+
+        Returns:
+            int64[n, B], codes of paths, likeliest first, and float32[n, B], the logs of their probabilities.
+
+        Raises:
+            ValueError: `beam` is not between 1 and the number of paths.
+        """
+        if not 1 <= beam <= self.spec.paths:
+            raise ValueError(f"a beam of {beam} among {self.spec.paths} paths")
+        paths = np.empty((users.shape[0], beam), np.int64)
+        logs = np.empty((users.shape[0], beam), np.float32)
+        _beam(users, *self._arguments, paths, logs)
+        return paths, logs
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def _products(x, weight, bias, out):  # type: ignore[no-untyped-def]
+    """Set out = x weight + bias, as `dense` does, with products and sums fused: twice as fast.
+
+    That the last bits depend on how many rows there are is no harm here: the rows are one user's, whoever else asks.
+
+    Args:
+        x: float32[n, k]; weight: float32[k, m]; bias: float32[m]; out: float32[n, m], no part of x.
+    """
+    n, terms = x.shape
+    columns = weight.shape[1]
+    whole = terms - terms % 4
+    for r in range(0, n - n % 4, 4):
+        y0, y1, y2, y3 = out[r], out[r + 1], out[r + 2], out[r + 3]
+        x0, x1, x2, x3 = x[r], x[r + 1], x[r + 2], x[r + 3]
+        for c in range(columns):
+            y0[c] = bias[c]
+            y1[c] = bias[c]
+            y2[c] = bias[c]
+            y3[c] = bias[c]
+        for k in range(0, whole, 4):
+            w0, w1, w2, w3 = weight[k], weight[k + 1], weight[k + 2], weight[k + 3]
+            a0, a1, a2, a3 = x0[k], x0[k + 1], x0[k + 2], x0[k + 3]
+            b0, b1, b2, b3 = x1[k], x1[k + 1], x1[k + 2], x1[k + 3]
+            c0, c1, c2, c3 = x2[k], x2[k + 1], x2[k + 2], x2[k + 3]
+            d0, d1, d2, d3 = x3[k], x3[k + 1], x3[k + 2], x3[k + 3]
+            for c in range(columns):
+                p, q, s, t = w0[c], w1[c], w2[c], w3[c]
+                y0[c] = y0[c] + a0 * p + a1 * q + a2 * s + a3 * t
+                y1[c] = y1[c] + b0 * p + b1 * q + b2 * s + b3 * t
+                y2[c] = y2[c] + c0 * p + c1 * q + c2 * s + c3 * t
+                y3[c] = y3[c] + d0 * p + d1 * q + d2 * s + d3 * t
+        for k in range(whole, terms):
+            w0 = weight[k]
+            a0, b0, c0, d0 = x0[k], x1[k], x2[k], x3[k]
+            for c in range(columns):
+                y0[c] += a0 * w0[c]
+                y1[c] += b0 * w0[c]
+                y2[c] += c0 * w0[c]
+                y3[c] += d0 * w0[c]
+    for r in range(n - n % 4, n):
+        y0, x0 = out[r], x[r]
+        for c in range(columns):
+            y0[c] = bias[c]
+        for k in range(0, whole, 4):
+            w0, w1, w2, w3 = weight[k], weight[k + 1], weight[k + 2], weight[k + 3]
+            a0, a1, a2, a3 = x0[k], x0[k + 1], x0[k + 2], x0[k + 3]
+            for c in range(columns):
+                y0[c] = y0[c] + a0 * w0[c] + a1 * w1[c] + a2 * w2[c] + a3 * w3[c]
+        for k in range(whole, terms):
+            w0, a0 = weight[k], x0[k]
+            for c in range(columns):
+                y0[c] += a0 * w0[c]
+
+
+@njit(nogil=True, cache=True)
+def _largest(row):  # type: ignore[no-untyped-def]
+    """Return the largest of float32[m], four at a time."""
+    a0 = a1 = a2 = a3 = row[0]
+    whole = row.size - row.size % 4
+    for j in range(0, whole, 4):
+        a0 = row[j] if row[j] > a0 else a0
+        a1 = row[j + 1] if row[j + 1] > a1 else a1
+        a2 = row[j + 2] if row[j + 2] > a2 else a2
+        a3 = row[j + 3] if row[j + 3] > a3 else a3
+    for j in range(whole, row.size):
+        a0 = row[j] if row[j] > a0 else a0
+    return max(max(a0, a1), max(a2, a3))
+
+
+@njit(nogil=True, cache=True, fastmath={"contract"})
+def _exponentials(x, powers):  # type: ignore[no-untyped-def]
+    """Write exp of float32[m], none above 0, as x[j] times the float32 whose bits are powers[j].
+
+    That is a polynomial of degree 6 in what is left of x beside a power of 2, at most log(2) / 2 (relative error below
+    3e-7), in a form that the compiler vectorises; a call of the library's per number takes several times as long.
+    """
+    for j in range(x.size):
+        y = x[j] if x[j] > np.float32(-87) else np.float32(-87)
+        power = np.int32(y * np.float32(1.44269504) - np.float32(0.5))
+        y = y - np.float32(power) * np.float32(0.693359375) + np.float32(power) * np.float32(2.12194440e-4)
+        z = np.float32(1 / 720) * y + np.float32(1 / 120)
+        z = z * y + np.float32(1 / 24)
+        z = z * y + np.float32(1 / 6)
+        z = z * y + np.float32(0.5)
+        z = z * y + np.float32(1)
+        x[j] = z * y + np.float32(1)
+        powers[j] = (power + np.int32(127)) << np.int32(23)
+
+
+@njit(nogil=True, cache=True)
+def _continued(logits, parents, terms, scales, powers):  # type: ignore[no-untyped-def]
+    """Turn every row of float32[n, m] into the log of its softmax plus its parent's log, in place.
+
+    No child is above its parent, whatever was rounded.
+
+    Args:
+        logits: the rows.
+        parents: float32[n].
+        terms: float32[m]; scales: float32[m], whose bits are powers: int32[m]. Overwritten.
+    """
+    for r in range(logits.shape[0]):
+        row = logits[r]
+        largest = _largest(row)
+        for j in range(row.size):
+            row[j] -= largest
+            terms[j] = row[j]
+        _exponentials(terms, powers)
+        # One of the terms is exp(0): the sum is no less than 1.
+        total = np.log(max(dot(terms, scales), np.float32(1)))
+        parent = parents[r]
+        for j in range(row.size):
+            row[j] = parent + (row[j] - total)
+
+
+@njit(nogil=True, cache=True)
+def _bound(scores, keep, tops):  # type: ignore[no-untyped-def]
+    """Return what at least `keep` of float32[n] are not below: the least of the largest of `keep` groups.
+
+    Args:
+        scores: of which there are no fewer than `keep`.
+        keep: how many matter.
+        tops: float32[keep or more], overwritten.
+    """
+    for g in range(keep):
+        tops[g] = scores[g]
+    for begin in range(keep, scores.size - keep + 1, keep):
+        part = scores[begin : begin + keep]
+        for g in range(keep):
+            tops[g] = part[g] if part[g] > tops[g] else tops[g]
+    least = tops[0]
+    for g in range(1, keep):
+        least = min(least, tops[g])
+    return least
+
+
+@njit(nogil=True, cache=True)
+def _score_bits(key):  # type: ignore[no-untyped-def]
+    """Return the bits of the score in a key of `sort_key`."""
+    ordered = np.uint32(key >> np.uint64(32))
+    if ordered & np.uint32(0x80000000):
+        return np.uint32(ordered & np.uint32(0x7FFFFFFF))
+    return np.uint32(~ordered)
+
+
+@njit(nogil=True, cache=True)
+def _least(keys, count, keep):  # type: ignore[no-untyped-def]
+    """Cut keys back to the `keep` largest of keys[:count] and return the least of those."""
+    if count > keep:
+        select_top(keys, count, keep)
+    least = keys[0]
+    for at in range(1, keep):
+        least = min(least, keys[at])
+    return least
+
+
+@njit(nogil=True, cache=True)
+def _first_hidden(base, tables, nodes, depth, out):  # type: ignore[no-untyped-def]
+    """Set each row of `out` to what the first Linear makes of a path: the user's row and a row per node, summed.
+
+    Args:
+        base: float32[w], of the user.
+        tables: float32[depth * K, w], the rows of the nodes of each layer before.
+        nodes: int64[n, D], of which `depth` count.
+        depth: layers before.
+        out: float32[n, w].
+    """
+    width = 0 if depth == 0 else tables.shape[0] // depth
+    for r in range(out.shape[0]):
+        y = out[r]
+        for c in range(y.size):
+            y[c] = base[c]
+        for j in range(depth):
+            row = tables[j * width + nodes[r, j]]
+            for c in range(y.size):
+                y[c] += row[c]
+
+
+@njit(nogil=True, cache=True)
+def _rectify(x):  # type: ignore[no-untyped-def]
+    """Set what is below 0 in float32[n, m] to 0."""
+    for r in range(x.shape[0]):
+        row = x[r]
+        for c in range(row.size):
+            row[c] = row[c] if row[c] > np.float32(0) else np.float32(0)
+
+
+@njit(nogil=True, cache=True)
+def _beam(users, first, bias, flat, plan, widths, paths, logs):  # type: ignore[no-untyped-def]
+    """Search for every user; `PathModel.beam` says what for.
+
+    Args:
+        users: float32[n, e].
+        first: float32[e, D w], the parts of the first Linears that read the user, layer after layer; bias: float32[D w].
+        flat: float32[...], per layer d the tables of its d nodes, [K, w] each, then weight [in, out] and bias of each
+            further Linear.
+        plan: int64[D, 2], where in `flat` the tables of each layer begin, and where its Linears.
+        widths: int64[Linears], the width that each ends in.
+        paths: int64[n, B], logs: float32[n, B]: filled.
+    """
+    n, beam = paths.shape
+    depth, w = plan.shape[0], widths[0]
+    width = widths[widths.size - 1]
+    widest = 0
+    for at in range(widths.size):
+        widest = max(widest, widths[at])
+    base = np.empty((n, depth * w), np.float32)
+    dense(users, first, bias, base)
+    read, write = np.empty(_BLOCK * widest, np.float32), np.empty(_BLOCK * widest, np.float32)
+    terms, scales = np.empty(width, np.float32), np.empty(width, np.float32)
+    powers = scales.view(np.int32)
+    keys = np.empty(beam + _BLOCK * width, np.uint64)
+    tops = np.empty(beam, np.float32)
+    score = np.empty(1, np.float32)
+    bits = score.view(np.uint32)
+    nodes, next_nodes = np.empty((beam, depth), np.int64), np.empty((beam, depth), np.int64)
+    codes, next_codes = np.empty(beam, np.int64), np.empty(beam, np.int64)
+    log, next_log = np.empty(beam, np.float32), np.empty(beam, np.float32)
+    for q in range(n):
+        have = 1
+        codes[0] = 0
+        log[0] = np.float32(0)
+        for d in range(depth):
+            keep = beam if have > beam // width else min(beam, have * width)
+            tables = flat[plan[d, 0] : plan[d, 1]].reshape((d * width, w))
+            count = 0
+            worst = np.float32(-np.inf)
+            for begin in range(0, have, _BLOCK):
+                if count >= keep:
+                    bits[0] = _score_bits(_least(keys, count, keep))
+                    count, worst = keep, score[0]
+                    if log[begin] <= worst:
+                        break
+                rows = min(_BLOCK, have - begin)
+                x = read[: rows * w].reshape((rows, w))
+                _first_hidden(base[q, d * w : (d + 1) * w], tables, nodes[begin:], d, x)
+                at = plan[d, 1]
+                for level in range(1, widths.size):
+                    _rectify(x)
+                    inner, outer = widths[level - 1], widths[level]
+                    weight = flat[at : at + inner * outer].reshape((inner, outer))
+                    at += inner * outer
+                    y = write[: rows * outer].reshape((rows, outer))
+                    _products(x, weight, flat[at : at + outer], y)
+                    at += outer
+                    x = y
+                    read, write = write, read
+                _continued(x, log[begin:], terms, scales, powers)
+                if begin == 0 and rows * width >= keep:
+                    worst = _bound(read[: rows * width], keep, tops)
+                for r in range(rows):
+                    row = x[r]
+                    for j in range(width):
+                        if row[j] >= worst:
+                            score[0] = row[j] + np.float32(0)  # -0 has no place of its own
+                            keys[count] = sort_key(bits[0], (begin + r) * width + j)
+                            count += 1
+            if count > keep:
+                select_top(keys, count, keep)
+            best = np.sort(keys[:keep])
+            for rank in range(keep):
+                key = best[keep - 1 - rank]
+                child_at = np.int64(row_of(key))
+                parent_at, node = child_at // width, child_at % width
+                next_codes[rank] = codes[parent_at] * width + node
+                bits[0] = _score_bits(key)
+                next_log[rank] = score[0]
+                for j in range(d):
+                    next_nodes[rank, j] = nodes[parent_at, j]
+                next_nodes[rank, d] = node
+            codes, next_codes = next_codes, codes
+            nodes, next_nodes = next_nodes, nodes
+            log, next_log = next_log, log
+            have = keep
+        for rank in range(beam):
+            paths[q, rank] = codes[rank]
+            logs[q, rank] = log[rank]
+
+
+def beam_reference(
+    spec: PathSpec, arrays: Mapping[str, AnyArray], user: Float32Array, beam: int
+) -> list[tuple[int, float]]:
+    """The plain twin of `PathModel.beam`, of one user in float64: (code, log probability), likeliest first."""
+    prefixes: list[tuple[tuple[int, ...], float]] = [((), 0.0)]
+    for d in range(spec.depth):
+        grown: list[tuple[tuple[int, ...], float]] = []
+        for prefix, so_far in prefixes:
+            logs = node_logs(spec, arrays, user, prefix)
+            grown += [((*prefix, node), so_far + float(logs[node])) for node in range(spec.width)]
+        prefixes = sorted(grown, key=lambda pair: -pair[1])[: min(beam, spec.width ** (d + 1))]
+    return [(int(spec.codes(np.array(path))), log) for path, log in prefixes]
+
+
+def node_logs(
+    spec: PathSpec, arrays: Mapping[str, AnyArray], user: Float32Array, prefix: tuple[int, ...]
+) -> Float64Array:
+    """float64[K]: log p(node | user, prefix) of every node behind a prefix, plainly."""
+    d = len(prefix)
+    parts = [user, *(arrays[f"paths.nodes.{at}.weight"][node] for at, node in enumerate(prefix))]
+    x = np.concatenate(parts).astype(np.float64)
+    last = len(spec.hidden)
+    for at in range(last + 1):
+        weight = arrays[f"paths.layers.{d}.{at}.weight"].astype(np.float64)
+        x = weight @ x + arrays[f"paths.layers.{d}.{at}.bias"]
+        if at < last:
+            x = np.maximum(x, 0)
+    logs: Float64Array = x - x.max() - np.log(np.exp(x - x.max()).sum())
+    return logs
+
+
+def random_paths(spec: PathSpec, seed: int = 0, scale: float = 1.0) -> dict[str, Float32Array]:
+    """Return random parameters, named as they are in a snapshot: for tests and benchmarks.
+
+    Args:
+        spec: of the lattice.
+        seed: of the numbers.
+        scale: how far apart the nodes of a layer are, about: the spread of what a softmax reads, for users of spread 1.
+    """
+    random = np.random.default_rng((seed, 0xD2))
+    made = {
+        f"paths.nodes.{d}.weight": random.standard_normal((spec.width, spec.dimension), np.float32)
+        for d in range(spec.depth - 1)
+    }
+    for d in range(spec.depth):
+        linears = spec.linears(d)
+        for at, (inner, out) in enumerate(linears):
+            gain = (
+                np.sqrt(1 / inner) * (scale if at + 1 == len(linears) else 1.0) * (np.sqrt(2) if at else 1.0)
+            )
+            weight = random.standard_normal((out, inner), np.float32) * np.float32(gain)
+            made[f"paths.layers.{d}.{at}.weight"] = weight
+            made[f"paths.layers.{d}.{at}.bias"] = np.zeros(out, np.float32)
+    return made
