@@ -8,8 +8,11 @@ from numba import njit
 from channels.streaming_vq.lists import row_at, sealed
 from channels.streaming_vq.merge import Found
 from engine.core.candidates import CandidateBatch
-from engine.core.select import offer, row_of, sort_key
+from engine.core.select import row_of, select_top, sort_key
 from engine.core.types import BoolArray, Float32Array, Int32Array
+
+_SAMPLE = 512
+"""Scores that the least one of the best is estimated from."""
 
 
 def best(
@@ -38,14 +41,31 @@ def best(
 
 
 @njit(nogil=True, cache=True)
+def _threshold(scores, begin, end, take, sample):  # type: ignore[no-untyped-def]
+    """Return a key of a score that about 1.5 x `take` of scores[begin:end] reach, from a sample; 0: no such."""
+    step = (end - begin) // sample.size
+    if step < 2:
+        return np.uint64(0)
+    bits = scores.view(np.uint32)
+    for at in range(sample.size):
+        sample[at] = sort_key(bits[begin + at * step], 0)
+    wanted = (3 * take // 2) // step + 4
+    if wanted >= sample.size:
+        return np.uint64(0)
+    select_top(sample, sample.size, wanted)
+    # The lowest key of that score: (score, position) keys are compared with it.
+    return sample[wanted - 1] & np.uint64(0xFFFFFFFF00000000)
+
+
+@njit(nogil=True, cache=True)
 def _best(  # type: ignore[no-untyped-def]
     slots, clusters, found_offsets, scores, k, rows, hidden, out_rows, out_scores, out_clusters, offsets
 ):
-    most = longest = 1
+    longest = 1
     for q in range(k.size):
-        most = max(most, min(np.int64(k[q]), found_offsets[q + 1] - found_offsets[q]))
         longest = max(longest, found_offsets[q + 1] - found_offsets[q])
-    buffer = np.empty(4 * most + 16, np.uint64)
+    keys = np.empty(longest, np.uint64)
+    sample = np.empty(_SAMPLE, np.uint64)
     bits = scores.view(np.uint32)
     written = 0
     offsets[0] = 0
@@ -53,35 +73,57 @@ def _best(  # type: ignore[no-untyped-def]
         begin, end = found_offsets[q], found_offsets[q + 1]
         take = min(np.int64(k[q]), end - begin)
         if take > 0:
-            keys = buffer[: 4 * take + 16]
-            count, worst = 0, np.uint64(0)
             for p in range(begin, end):
-                if hidden.size and hidden[p]:
-                    continue
                 scores[p] += np.float32(0)  # -0 has no place of its own
-                # The row is looked up where the score may do: most do not.
-                if sort_key(bits[p], 0) > worst:
-                    count, worst = offer(keys, count, take, worst, sort_key(bits[p], row_at(slots[p], rows)))
-            chosen = np.sort(keys[:count])
+            least = _threshold(scores, begin, end, take, sample) if hidden.size == 0 else np.uint64(0)
+            while True:
+                # Keys of score and position: a row is looked up for what is returned alone.
+                count = 0
+                for p in range(begin, end):
+                    key = sort_key(bits[p], np.int32(p - begin))
+                    keys[count] = key
+                    count += key >= least and not (hidden.size and hidden[p])
+                if count >= take or least == 0:
+                    break
+                least = np.uint64(0)
             take = min(take, count)
-            least = chosen[count - take] if take else np.uint64(0)
-            for p in range(begin, end):
-                if take == 0 or sort_key(bits[p], 0) < least or (hidden.size and hidden[p]):
-                    continue
-                key = sort_key(bits[p], row_at(slots[p], rows))
-                if key < least:
-                    continue
-                low, high = count - take, count - 1
-                while low < high:
-                    middle = (low + high) // 2
-                    if chosen[middle] < key:
-                        low = middle + 1
-                    else:
-                        high = middle
-                to = written + count - 1 - low
-                out_rows[to] = row_of(key)
-                out_scores[to] = scores[p]
-                out_clusters[to] = clusters[p]
+            if 0 < take < count:
+                select_top(keys, count, take)
+                worst = keys[0]
+                for at in range(1, take):
+                    worst = min(worst, keys[at])
+                _prefer_low_rows(keys, count, take, worst >> np.uint64(32), begin, slots, rows)
+            chosen = np.sort(keys[:take])
+            for rank in range(take):
+                p = begin + row_of(chosen[take - 1 - rank])
+                row = row_at(slots[p], rows)
+                to = written + rank
+                while to > written and out_scores[to - 1] == scores[p] and out_rows[to - 1] > row:
+                    out_rows[to], out_clusters[to] = out_rows[to - 1], out_clusters[to - 1]
+                    out_scores[to] = out_scores[to - 1]
+                    to -= 1
+                out_rows[to], out_clusters[to], out_scores[to] = row, clusters[p], scores[p]
             written += take
         offsets[q + 1] = written
     return written
+
+
+@njit(nogil=True, cache=True)
+def _prefer_low_rows(keys, count, take, worst, begin, slots, rows):  # type: ignore[no-untyped-def]
+    """Where some with the worst score that is taken are left out, see to it that those with the lowest rows are in."""
+    tied = 0
+    for at in range(take, count):
+        tied += keys[at] >> np.uint64(32) == worst
+    if tied == 0:
+        return
+    for at in range(take, count):
+        if keys[at] >> np.uint64(32) != worst:
+            continue
+        highest, most = -1, row_at(slots[begin + row_of(keys[at])], rows)
+        for place in range(take):
+            if keys[place] >> np.uint64(32) == worst:
+                row = row_at(slots[begin + row_of(keys[place])], rows)
+                if row > most:
+                    highest, most = place, row
+        if highest >= 0:
+            keys[at], keys[highest] = keys[highest], keys[at]

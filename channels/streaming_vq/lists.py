@@ -1,11 +1,12 @@
 """Which items are in which cluster, best first: lists of the build, mapped, and over them what was assigned since.
 
 An item has a *slot*: its position in the lists of the build, end to end, or its row where it was published since. The list
-of a cluster is the build's until one of its items changes; then it is copied into a *block* of one growing array, with a
-*delta* behind it, sorted too, for what comes. What leaves the list is marked where it stands. Where the delta is full, or
-half of the list is marked, both are merged into a new block; what blocks leave behind is collected when it is half of all.
-A delta holds 32 entries, or the root of the list's length where that is more: an assignment finds its places by halving,
-moves a few entries, and pays for its share of a merge. Its time does not depend on how many items there are.
+of a cluster is the build's until one of its items changes; then it is copied into a *block* of one growing array, with room
+to spare, and changed there in place: an item is inserted where it belongs, what leaves closes its gap. A list of more than
+256 items keeps what comes in a *delta* behind it, sorted too, of 32 items or the root of its length, and marks what leaves
+where it stands; where the delta is full, or half of the list is marked, both are merged into a new block. So an assignment
+moves a bounded number of entries and pays for its share of a copy. What blocks leave behind is collected when it is half
+of all.
 
 What is not available is in no list; the tables remember where it belongs. So nothing is masked while lists are merged.
 """
@@ -17,10 +18,13 @@ from numba import njit
 
 from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
 
-DELTA = 32
-"""Entries that a delta has room for at least."""
+SPARE = 32
+"""Entries that a block has room for at least, besides those that it is made with."""
 
-_SPARE = 1 << 16
+SHORT = 256
+"""A list of so many items is changed in place: that is less work than looking at two places whenever it is read."""
+
+_UNBORN = 1 << 16
 """Items that are published before tables are made larger, at least."""
 
 _ASSIGN, _HIDE, _SHOW = 0, 1, 2
@@ -39,10 +43,16 @@ class ClusterLists:
     Args:
         offsets, rows, places: as `engine.models.cluster_lists.sort_lists` makes them.
         biases: float32[items], in the order of `rows`.
+        short: lists of so many items are changed in place.
     """
 
     def __init__(
-        self, offsets: Int64Array, rows: Int32Array, places: Int32Array, biases: Float32Array
+        self,
+        offsets: Int64Array,
+        rows: Int32Array,
+        places: Int32Array,
+        biases: Float32Array,
+        short: int = SHORT,
     ) -> None:
         clusters = offsets.size - 1
         self.clusters = clusters
@@ -51,18 +61,18 @@ class ClusterLists:
         self.heads = np.full(clusters, -np.inf, np.float32)
         used = np.flatnonzero(np.diff(offsets))
         self.heads[used] = biases[offsets[used]]
-        # Per cluster: where its block begins (-1: it has none), entries of the list, entries of the delta, room for these,
-        # and entries of the list that are marked.
+        # Per cluster: where its block begins (-1: it has none), entries of the list (0: it is short, and all of it stands
+        # in the delta), entries of the delta, room for these, and entries of the list that are marked.
         self._blocks = np.full((clusters, 5), (-1, 0, 0, 0, 0), np.int64)
         # Whether a cluster has a block, once more, where all of it fits into the nearest cache.
         self._touched = np.zeros(clusters, np.bool_)
         # An entry is its slot, ~slot where it is marked, and its bias, 4 bytes each.
         self._entries = np.empty(0, np.int64)
-        # Entries of blocks in use, and those left behind.
-        self._used = np.zeros(2, np.int64)
+        # Entries of blocks in use, those left behind, and how long a short list is.
+        self._used = np.array([0, 0, short], np.int64)
         # Per slot: 0 as the build has it; 2 + k, in cluster k; -2 - k, hidden and belonging there. And the bias. Zeros of
         # the system's take no memory.
-        room = rows.size + max(rows.size // 8, _SPARE)
+        room = rows.size + max(rows.size // 8, _UNBORN)
         self._cluster_of, self._bias_of = np.zeros(room, np.int32), np.zeros(room, np.float32)
 
     @property
@@ -173,21 +183,21 @@ class ClusterLists:
 
     def _collect(self, needed: int) -> None:
         """Make room for `needed` more entries: without what blocks left behind, where it is half, else in a larger array."""
-        used, wasted = self._used.tolist()
+        used, wasted, _ = self._used.tolist()
         live = used - wasted if 2 * wasted > used else used
         entries = np.empty(max(live + needed, live * 5 // 4, 4096), np.int64)
         if live == used:
             entries[:used] = self._entries[:used]
         else:
             _move(self._blocks, self._entries, entries)
-            self._used[:] = live, 0
+            self._used[:2] = live, 0
         self._entries = entries
 
 
 @njit(nogil=True, cache=True)
-def _room_of(entries):  # type: ignore[no-untyped-def]
-    """Return the room of the delta of a list."""
-    return max(DELTA, int(np.sqrt(entries)))
+def _room_of(entries, short):  # type: ignore[no-untyped-def]
+    """Return the room that a list is given besides what it has."""
+    return max(SPARE, entries // 2 if entries <= short else int(np.sqrt(entries)))
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -276,17 +286,20 @@ def _make_block(k, offsets, rows, base_biases, touched, blocks, ints, floats, us
             floats[2 * (begin + count) + 1] = base_biases[slot]
             count += 1
         touched[k] = True
-    room = _room_of(count)
+    room = _room_of(count, used[2])
     used[0] += count + room
-    blocks[k, 0], blocks[k, 1], blocks[k, 2], blocks[k, 3], blocks[k, 4] = begin, count, 0, room, 0
+    if count <= used[2]:
+        blocks[k, 1], blocks[k, 2], blocks[k, 3] = 0, count, count + room
+    else:
+        blocks[k, 1], blocks[k, 2], blocks[k, 3] = count, 0, room
+    blocks[k, 0], blocks[k, 4] = begin, 0
     heads[k] = floats[2 * begin + 1] if count else np.float32(-np.inf)
 
 
 @njit(nogil=True, cache=True)
-def _remove(slot, row, bias, block, ints, floats, rows):  # type: ignore[no-untyped-def]
-    """Take an entry out of a block: mark it in the list, or close the gap in the delta."""
-    begin, listed, added = block[0], block[1], block[2]
-    low, high = begin, begin + listed
+def _find(row, bias, begin, end, ints, floats, rows):  # type: ignore[no-untyped-def]
+    """Return where the entry of a row and a bias stands, or would, in entries that are sorted, marked ones too."""
+    low, high = begin, end
     while low < high:
         middle = (low + high) // 2
         other = np.int64(ints[2 * middle])
@@ -296,15 +309,20 @@ def _remove(slot, row, bias, block, ints, floats, rows):  # type: ignore[no-unty
             low = middle + 1
         else:
             high = middle
-    if low < begin + listed and ints[2 * low] == slot:
-        ints[2 * low] = ~slot
+    return low
+
+
+@njit(nogil=True, cache=True)
+def _remove(slot, row, bias, block, ints, floats, rows):  # type: ignore[no-untyped-def]
+    """Take an entry out of a block: mark it in the list, or close its gap in the delta."""
+    behind = block[0] + block[1]
+    at = _find(row, bias, block[0], behind, ints, floats, rows)
+    if at < behind and ints[2 * at] == slot:
+        ints[2 * at] = ~slot
         block[4] += 1
         return
-    end = begin + listed + added
-    at = begin + listed
-    while at < end and ints[2 * at] != slot:
-        at += 1
-    for here in range(at, end - 1):
+    end = behind + block[2]
+    for here in range(_find(row, bias, behind, end, ints, floats, rows), end - 1):
         ints[2 * here] = ints[2 * here + 2]
         floats[2 * here + 1] = floats[2 * here + 3]
     block[2] -= 1
@@ -370,7 +388,7 @@ def _assign(  # type: ignore[no-untyped-def]
         for each in (before, after):
             if each >= 0:
                 length = _length(each, offsets, touched, blocks) + 1
-                needed += 2 * (length + _room_of(length))
+                needed += 2 * (length + _room_of(length, used[2]))
         if used[0] + needed > ints.size // 2:
             return i, needed
         cluster_of[slot], bias_of[slot] = -2 - k if what == _HIDE else 2 + k, bias

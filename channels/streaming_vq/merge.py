@@ -22,7 +22,7 @@ import numpy as np
 from numba import njit
 
 from channels.streaming_vq.lists import ClusterLists, next_entry, row_at, sealed
-from engine.ann.kernels import bits_of
+from engine.ann.kernels import bits_of, prefetch
 from engine.core.hashing import spread
 from engine.core.select import row_of, select_top, sort_key
 from engine.core.types import BoolArray, Float32Array, Int64Array, RaggedRows
@@ -194,6 +194,7 @@ def _merge(  # type: ignore[no-untyped-def]
     excluded, excluded_offsets, cursors, heap, out_slots, out_clusters, out_scores, out_offsets,
 ):  # fmt: skip
     clusters = heads.size
+    column, pairs = base_biases.reshape(-1, 1), ints.reshape(-1, 2)
     sample = np.empty(2 * _SAMPLE, np.uint64)
     one = np.empty(1, np.float32)
     bits = one.view(np.uint32)
@@ -244,6 +245,12 @@ def _merge(  # type: ignore[no-untyped-def]
                         heap[count] = sort_key(bits[0], k)
                         cursors[k, 0] = cursors[k, 1] = 0
                         count += 1
+                        # Its first chunk is on its way while the others enter.
+                        if touched[k]:
+                            prefetch(pairs, blocks[k, 0], 0)
+                            prefetch(pairs, blocks[k, 0] + blocks[k, 1], 0)
+                        else:
+                            prefetch(column, offsets[k], 0)
                 for at in range(count // 2 - 1, -1, -1):
                     _sift(heap, count, at)
                 continue
@@ -270,6 +277,24 @@ def _merge(  # type: ignore[no-untyped-def]
                             break
                     at += 1
                 cursors[k, 0] = at - offsets[k]
+                there = at < last
+            elif blocks[k, 1] == 0:
+                at, last = blocks[k, 0] + cursors[k, 0], blocks[k, 0] + blocks[k, 2]
+                while at < last:
+                    slot = ints[2 * at]
+                    if not (forbids and _is_in(banned, mask, row_at(slot, rows))):
+                        one[0] = score + floats[2 * at + 1]
+                        if taken == 0 or taken == chunk:
+                            key = sort_key(bits[0], k)
+                            if taken == chunk or key < top:
+                                break
+                        out_slots[written], out_clusters[written], out_scores[written] = slot, k, one[0]
+                        written += 1
+                        taken += 1
+                        if written == end:
+                            break
+                    at += 1
+                cursors[k, 0] = at - blocks[k, 0]
                 there = at < last
             else:
                 at, beside = np.int64(cursors[k, 0]), np.int64(cursors[k, 1])

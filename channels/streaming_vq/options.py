@@ -56,7 +56,7 @@ class StreamingVqOptions(Towers):
     chunk: Annotated[int, Field(ge=1, le=1024), Online()] = CHUNK
     """Items of a cluster that the merge takes at once; 1: the exact order, for twice the time."""
 
-    task_weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], Online()] = Field(default_factory=dict)
+    task_weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], Online()] = {}
     """What each task counts for in both steps, 1 where it is not named; divided by their sum."""
 
     mask_exposed: Annotated[bool, Online()] = True

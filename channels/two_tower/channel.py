@@ -92,7 +92,8 @@ class TwoTower(Channel):
             return CandidateBatch.empty(len(batch))
         vectors = self._tower.vectors(self._queries.encode(batch))
         interests = self._model.spec.vectors_per_user
-        wanted = k if interests == 1 else np.repeat(k, interests)
+        # A vector of zeros says nothing of the user: it would find items in the order of their rows.
+        wanted = np.where(vectors.any(1), k if interests == 1 else np.repeat(k, interests), np.int32(0))
         with self._one_at_a_time:
             rows, scores = self._model.index.search_masked(vectors, wanted, self._forbidden)
         answer = as_batch(rows, scores, interests, k)

@@ -550,6 +550,51 @@ def bench_deep_retrieval(
     _show_where(report)
 
 
+@app.command("streaming-vq")
+def bench_streaming_vq(
+    items: Annotated[int, typer.Option(min=1000, max=LARGEST, help="Made-up items.")] = 1_000_000,
+    clusters: Annotated[int, typer.Option(min=2, max=1_048_576, help="K.")] = 16_384,
+    rank_list: Annotated[int, typer.Option(min=1, max=1_000_000, help="Items that are ranked.")] = 5000,
+    dimension: Annotated[int, typer.Option(min=1, max=4096, help="Of the clusters' vectors.")] = 64,
+    rank: Annotated[str, typer.Option(metavar="KIND", help="none, two_tower or complex.")] = "two_tower",
+    rank_dimension: Annotated[int, typer.Option(min=1, max=1024, help="Of the ranking step's vectors.")] = 32,
+    k: Annotated[int, typer.Option(min=1, max=10_000, help="Items asked for.")] = 200,
+    asked: Annotated[int, typer.Option(min=8, max=100_000, help="Queries.")] = 256,
+    repetitions: Annotated[int, typer.Option(min=1, help="How often they are timed.")] = 7,
+    as_json: JsonOption = False,
+) -> None:
+    """Time streaming VQ of random weights, as built and after every item has moved, and say what an item takes."""
+    from engine.bench import streaming_vq
+
+    if rank not in ("none", "two_tower", "complex"):
+        raise ConfigError(f"expected none, two_tower or complex, got {rank!r}", "--rank")
+    with console.BuildProgress() as progress:
+        report = streaming_vq.bench_streaming_vq(
+            items, clusters, rank_list, dimension, rank, rank_dimension, k, asked, repetitions, progress
+        )
+    if as_json:
+        print_json(report)
+        return
+    headings = ("scores", "merge", "rank", "all three", "tower besides", "sorting all", "times")
+    rows = console.table("lists", "batch", *((each, "right") for each in headings))
+    for row in report["rows"]:
+        parts = [f"{row[f'{name}_us']:,.0f}" for name in ("scores", "merge", "rank", "search", "tower")]
+        sorting = [f"{row['sort_us']:,.0f}", f"{row['ratio']:,.0f}"] if "ratio" in row else ["", ""]
+        rows.add_row(row["lists"], str(row["batch"]), *parts, *sorting)
+    console.output().print(rows)
+    memory = report["memory"]
+    larger = memory["larger"]
+    words = (
+        f"CPU microseconds of a request; {report['items']:,} items in {report['clusters']:,} clusters, "
+        f"{report['rank_list']:,} ranked, {report['k']:,} asked for. An assignment takes {report['assign_us']:.2f} us. "
+        f"Bytes an item: {memory['index']:g} to be found, {sum(memory['mapped'].values()) - memory['index']:g} to be "
+        f"ranked, {sum(memory['own'].values()):.1f} of a worker's own once it has moved; {larger['items']:,} items take "
+        f"{larger['index_gib']:g}, {larger['ranking_gib']:g} and {larger['own_gib']:g} GiB."
+    )
+    console.output().print(words, style="dim", markup=False, soft_wrap=True)
+    _show_where(report)
+
+
 @app.command("sasrec")
 def bench_sasrec(
     directory: DataArgument,

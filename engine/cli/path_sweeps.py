@@ -39,7 +39,7 @@ def bench_path_sweeps(
     width: Annotated[str, typer.Option(help="Values of K.")] = "10,25,50,100",
     depth: Annotated[str, typer.Option(help="Values of D.")] = "2,3,4",
     paths: Annotated[str, typer.Option(help="Values of J.")] = "1,2,3,4,5",
-    penalty: Annotated[str, typer.Option(help="Values of alpha.")] = "0,3e-7,3e-6,3e-5,3e-4,3e-3",
+    penalty: Annotated[str, typer.Option(help="Values of alpha.")] = "0,3e-5,3e-3,3e-2,3e-1",
     at: Annotated[int, typer.Option(min=1, max=100_000, help="Length N of the lists.")] = 10,
     part: Annotated[
         str, typer.Option(metavar="test|validation", help="`validation` to choose by, `test` to report.")

@@ -20,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 from numba import njit
 
+from engine.ann.kernels import prefetch
 from engine.core.errors import SnapshotError
 from engine.core.types import AnyArray, BoolArray, Float32Array, Int32Array, Int64Array
 from engine.models.dense import dense, dense_relu, dot, softmax
@@ -28,6 +29,12 @@ from engine.models.vq_spec import VqSpec
 
 _BLOCK = 64
 """Items whose products of the complex step are made together."""
+
+_AHEAD = 16
+"""Items whose vectors are asked for before they are compared: two chunks of a cluster."""
+
+_LINE = 16
+"""Numbers in a line of the cache."""
 
 
 class RankStep:
@@ -247,7 +254,13 @@ def _two_tower(  # type: ignore[no-untyped-def]
             continue
         user = users[m]
         m += 1
-        for p in range(offsets[q], offsets[q + 1]):
+        end = offsets[q + 1]
+        for p in range(offsets[q], end):
+            ahead = slots[min(p + _AHEAD, end - 1)]
+            if ahead < items:
+                for c in range(0, user.size, _LINE):
+                    prefetch(vectors, ahead, c)
+                prefetch(biases, ahead, 0)
             slot = slots[p]
             if slot < items:
                 out[p] = _product(user, vectors, slot) + _bias(biases, slot, weights)

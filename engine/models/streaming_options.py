@@ -35,7 +35,8 @@ class StreamingOptions(Options):
     """Tasks; each has a user tower of its own, and all share the clusters."""
 
     epochs: int = Field(default=1, ge=1, le=1000)
-    """Passes over the log in a build, each in order of time. An update of an earlier model is always one pass."""
+    """Passes over the log in a build: the last in order of time, as a stream comes, those before it shuffled, since in
+    many logs a user's events stand close together. An update of an earlier model is always one pass."""
 
     batch: int = Field(default=1024, ge=2, le=65_536)
     """Impressions per step: the items of all of them are compared with each other."""
@@ -80,7 +81,7 @@ class StreamingOptions(Options):
     frequency_rate: float = Field(default=0.05, gt=0, le=1)
     """Weight of the newest interval in the estimate of how often an item comes."""
 
-    candidate_share: float = Field(default=0.5, ge=0, le=100)
+    candidate_share: float = Field(default=0.25, ge=0, le=100)
     """Items of the candidate stream per impression: all items in turn, forward only; 0: none."""
 
     rank_weight: float = Field(default=1.0, gt=0, le=100)

@@ -20,9 +20,9 @@ score of an item is u_p . Q(v) + bias (eq. 11). Towers are those of `engine/mode
 
 **Ranking step.** x is the input of the first task's user tower: its fields side by side (or their sum) and its floats, as
 `engine/models/spec.py` concatenates them. p = MLP(x) by `rank.user.layers.<l>`: ReLU between layers, widths
-`rank_hidden`, then T e with `two_tower` (task by task), e with `complex`. z = `rank.items.weight`[code] + `rank.project.weight` v is
-the item's vector, stored as `rank.item_vectors`; of an item published later it is made with code 0. b_t is
-`rank.bias.weight`[code, t], stored as `rank.item_bias`.
+`rank_hidden`, then T e with `two_tower` (task by task), e with `complex`. The item's vector is
+z = `rank.items.weight`[code] + `rank.project.weight` v, stored as `rank.item_vectors`; of an item published later it is
+made with code 0. b_t is `rank.bias.weight`[code, t], stored as `rank.item_bias`.
 
 - two_tower: the score of task t is p_t . z + b_t.
 - complex: H heads of width e / H. S is [l, e], the rows of `rank.items.weight` of the debiased history (`debiased.py`);

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 import engine
 from engine import __version__
@@ -257,7 +258,7 @@ def build_components(
             previous = None if how == "full" else previous_arrays(store, name)
             learnt = None
             if loaded.learnt and source.folder is not None and name not in anew:
-                learnt = read_learnt(source.folder, name, made_of(config, options, source.key))
+                learnt = learnt_of(source.folder, name, loaded, made_of(config, options, source.key))
             context = replace(context, events=events, mode=how, previous=previous, learnt=learnt, work=work)
             try:
                 loaded.build(options, context)
@@ -362,6 +363,27 @@ def interest_parameters(config: Config) -> dict[str, Any]:
 def made_of(config: Config, options: Options, key: str) -> dict[str, Any]:
     """Return what a training depends on, but for the code: the data, what counts as interest, the channel's options."""
     return {"dataset": key, **interest_parameters(config), "options": build_parameters(options)}
+
+
+def learnt_of(
+    folder: Path, name: str, channel: type[Channel], wanted: Mapping[str, Any]
+) -> Mapping[str, AnyArray] | None:
+    """Return the arrays that lie beside the data, where they are of what is `wanted`, as `made_of` says it; else None.
+
+    Options that came after they were learnt count as they are by default.
+
+    Raises:
+        DatasetError: the file is damaged.
+    """
+    found = read_learnt(folder, name)
+    if found is None:
+        return None
+    its, arrays = found
+    try:
+        options = build_parameters(channel.Config.model_validate(its.get("options")))
+    except ValidationError:
+        return None
+    return arrays if {**its, "options": options} == wanted else None
 
 
 def code_of(channel: type[Channel]) -> str:

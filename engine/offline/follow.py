@@ -1,7 +1,7 @@
 """The trainer that goes on learning while others serve: from the event log to the assignment log and to bundles.
 
 It reads two streams of the state store, what users did and what was published, in the order of their times, so that what
-it does is a function of the streams and of where it began. An event of a millisecond comes before a publication of the
+it does is a function of the streams and of where it began. A publication of a millisecond comes before an event of the
 same. What it has learnt is kept in a checkpoint with the place in the streams: after a kill it reads again from there,
 and says the same again.
 """
@@ -396,29 +396,31 @@ class Follower:
     def _turn(self) -> None:
         """Read what came and take in as much of it as is known to be in order.
 
-        Events are read first: whatever was published before the newest of them is then there to be read. Publications
-        wait until the events up to their time have been read.
+        Either waits until it is certain that nothing of the other that belongs before it is still to come: what is
+        written has the store's time, so all that is earlier than the moment of a read was there to be read.
         """
         if not self._entries:
             batch, missed = self._patiently(lambda: self._events.read(self._offset, _ENTRIES, _BLOCK_MS))
             self._queue(batch, missed)
         if not self._news:
+            asked = self._patiently(self._live.clock)
             found = self._patiently(lambda: self._live.read(self._live_offset, _PUBLICATIONS))
             self._news.extend((offset_key(offset)[0], offset, value) for offset, value in found)
-            self._news_bound = self._news[-1][0] if len(found) == _PUBLICATIONS else _LATEST
+            newest = self._news[-1][0] if self._news else 0
+            self._news_bound = (newest if len(found) == _PUBLICATIONS else max(newest, asked)) - 1
         while not self._stop.is_set() and not self._lost.is_set():
             event_at = self._entries[0][0] if self._entries else _LATEST
             news_at = self._news[0][0] if self._news else _LATEST
-            if event_at <= news_at and event_at <= self._news_bound and self._entries:
-                _, offset, records = self._entries.popleft()
-                self._take_in(event_at, records)
-                self._offset = offset
-            elif news_at < event_at and news_at < self._events_bound:
+            if self._news and news_at <= event_at and news_at <= self._events_bound:
                 together = []
-                while self._news and self._news[0][0] < min(event_at, self._events_bound):
+                while self._news and self._news[0][0] <= min(event_at, self._events_bound):
                     together.append(self._news.popleft())
                 self._publish([value for _, _, value in together])
                 self._live_offset = together[-1][1]
+            elif self._entries and event_at < news_at and event_at <= self._news_bound:
+                _, offset, records = self._entries.popleft()
+                self._take_in(event_at, records)
+                self._offset = offset
             else:
                 return
 
@@ -434,8 +436,9 @@ class Follower:
         starts = [*batch.entries[:, 1].tolist(), batch.records.size]
         for at, written in enumerate(batch.entries[:, 0].tolist()):
             self._entries.append((written, batch.offsets[at], batch.records[starts[at] : starts[at + 1]]))
-        partial = len(batch.entries) == _ENTRIES
-        self._events_bound = self._entries[-1][0] if partial else batch.asked
+        # Whatever came before the newest of them is there; where it was all, so is whatever came before it was asked.
+        newest = self._entries[-1][0] if self._entries else 0
+        self._events_bound = newest if len(batch.entries) == _ENTRIES else max(newest, batch.asked)
         self._waiting = batch.waiting
 
     def _take_in(self, written_ms: int, records: AnyArray) -> None:
@@ -588,7 +591,7 @@ class Follower:
             catalogue=manifest.catalogue,
             log_offset=manifest.log_offset,
         ) as writer:
-            for name, array in (self._base.arrays | as_served(self._spec, learnt)).items():
+            for name, array in {**self._base.arrays, **as_served(self._spec, learnt)}.items():
                 writer.write(name, np.ascontiguousarray(array))
         release = snapshots.publish({**current.snapshots, self._name: writer.version})
         self._releases.append(release.name)

@@ -124,8 +124,7 @@ class EventLog(FollowedStream):
         Returns:
             The events, and whether others that should stand before them are gone.
         """
-        seconds, microseconds = self._store.execute("TIME")
-        asked = int(seconds) * 1000 + int(microseconds) // 1000
+        asked = self.clock()
         found, missed = self._followed(after, entries, block_ms)
         if not found:
             return EventBatch(np.empty(0, EVENT), [], np.empty((0, 2), np.int64), 0, asked), missed

@@ -31,6 +31,11 @@ class FollowedStream:
         self._stream = key.encode()
         self._trimmed = self._stream + b":trimmed"
 
+    def clock(self) -> int:
+        """Return the store's clock, milliseconds since the epoch: what is written from now on is not earlier."""
+        seconds, microseconds = self._store.execute("TIME")
+        return int(seconds) * 1000 + int(microseconds) // 1000
+
     def end(self) -> str:
         """Return the offset of the newest entry that there ever was; `START` where there was none."""
         return self._end_of(self._store.pipeline([("XINFO", "STREAM", self._stream)])[0])

@@ -88,6 +88,13 @@ class ImpressionLog:
             owners[there], interactions.rows[there], weights[there][:, None], interactions.timestamps[there]
         )
 
+    def shuffled(self, random: np.random.Generator) -> ImpressionLog:
+        """Return the impressions in another order; each is still of its time, with the history of then."""
+        order = random.permutation(len(self))
+        return ImpressionLog(
+            self.users[order], self.items[order], self.rewards[order], self.timestamps[order]
+        )
+
     def batches(
         self, size: int, interactions: Interactions, users: Encoded, length: int, begin: int = 0
     ) -> Iterator[ImpressionBatch]:

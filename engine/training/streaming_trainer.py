@@ -166,11 +166,14 @@ class StreamingTrainer:
         features = take_encoded(self.items, rows)
         vectors = self._model.item_vectors(features)
         plain = vectors.detach().numpy()
-        clusters = self.codebook.assign(plain, self._pool, self._threads)
-        codes = self._model.codes(rows)
-        biases = self._model.biases(codes)
         there = np.zeros(rows.size, np.bool_)
         there[own] = True
+        # Items that are drawn stand for the cluster that they were last put in: most of the time goes into assigning.
+        clusters = self.assignment[rows]
+        asked = there | (clusters < 0)
+        clusters[asked] = self.codebook.assign(plain[asked], self._pool, self._threads)
+        codes = self._model.codes(rows)
+        biases = self._model.biases(codes)
         result = (rows[there], clusters[there], biases.detach().numpy()[there])
 
         losses: dict[str, Tensor] = {}

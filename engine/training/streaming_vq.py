@@ -83,6 +83,8 @@ def train_streaming(
 ) -> TrainedStream:
     """Replay a log in order of time, the candidate stream mixed in; at the end every item is assigned once more.
 
+    With several epochs all passes but the last are shuffled.
+
     The same specifications, options, data and start on the same machine and threads give the same arrays.
 
     Args:
@@ -155,7 +157,7 @@ class _Replay:
             number = state.done // self._batches
             self._progress.start(self._title(number), self._batches)
             self._progress.advance(state.done % self._batches)
-            self._pass(state.done % self._batches, points)
+            self._pass(number, state.done % self._batches, points)
         began = time.monotonic()
         trainer.assign(np.arange(len(trainer.items), dtype=np.int32))
         arrays = trainer.arrays()
@@ -165,15 +167,18 @@ class _Replay:
             checkpoint.remove(self._work)
         return TrainedStream(arrays, state.curves, trainer.steps, state.seconds)
 
-    def _pass(self, first: int, points: set[int]) -> None:
-        """Do the rest of a pass."""
+    def _pass(self, number: int, first: int, points: set[int]) -> None:
+        """Do the rest of a pass, from a batch on."""
         options, state, trainer = self._options, self._state, self._trainer
         began = time.monotonic()
+        log = self._log
+        if number + 1 < self._passes:
+            log = log.shuffled(np.random.default_rng((options.seed, 0x5AFF, number)))
         sums: dict[str, list[float]] = {name: [] for name in CURVES[:5]}
-        batches = self._log.batches(
+        batches = log.batches(
             options.batch, self._data.interactions, self._data.users, self._spec.read, first * options.batch
         )
-        for number, batch in enumerate(batches, first + 1):
+        for at, batch in enumerate(batches, first + 1):
             result = self._step(batch)
             for name, value in {"loss": result.loss, **result.losses}.items():
                 sums[name].append(value)
@@ -183,7 +188,7 @@ class _Replay:
                 state.owed -= int(state.owed)
             self._progress.advance()
             state.done += 1
-            if number in points:
+            if at in points:
                 spent = time.monotonic() - began
                 began += spent
                 self._point(sums, spent)

@@ -234,7 +234,6 @@ class UserTower(_Tower):
             numbers = numbers.repeat_interleave(repeats, 0)
         return self._head([*fields, vectors], numbers)
 
-
     def inputs(self, features: Features, history: Packed, items: nn.Embedding | None = None) -> Tensor:
         """Return what `head` makes the vectors of, in a tower of one vector per user; arguments as of `forward`."""
         fields = self._embedded(features)

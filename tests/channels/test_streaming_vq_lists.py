@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channels.streaming_vq import lists as lists_module
-from channels.streaming_vq.lists import ClusterLists, lists_reference
+from channels.streaming_vq.lists import SHORT, SPARE, ClusterLists, lists_reference
 from channels.streaming_vq.merge import Merger, Scorer, merge_reference, sort_reference
 from engine.core.types import RaggedRows
 from engine.models.cluster_lists import sort_lists
@@ -16,10 +15,10 @@ from engine.models.cluster_lists import sort_lists
 BIASES = (-1.5, -0.25, 0.0, 0.25, 0.5, 2.0)
 
 
-def lists_of(assignment, biases, clusters):
+def lists_of(assignment, biases, clusters, short=SHORT):
     assignment, biases = np.array(assignment, np.int32), np.array(biases, np.float32)
     offsets, rows, places = sort_lists(assignment, biases, clusters)
-    return ClusterLists(offsets, rows, places, biases[rows])
+    return ClusterLists(offsets, rows, places, biases[rows], short)
 
 
 def columns(changes, kinds):
@@ -35,14 +34,14 @@ def histories(draw):
     biases = draw(st.lists(bias, min_size=items, max_size=items))
     change = st.tuples(st.sampled_from(("assign", "hide", "show")), st.integers(0, items + 9), cluster, bias)
     batches = draw(st.lists(st.lists(change, max_size=40), max_size=6))
-    return clusters, assignment, biases, batches
+    return clusters, assignment, biases, batches, draw(st.sampled_from((0, 3, SHORT)))
 
 
 @given(histories())
 @settings(max_examples=150, deadline=None)
 def test_any_sequence_of_changes_is_as_building_from_scratch(world):
-    clusters, assignment, biases, batches = world
-    lists = lists_of(assignment, biases, clusters)
+    clusters, assignment, biases, batches, short = world
+    lists = lists_of(assignment, biases, clusters, short)
     state = {row: (cluster, bias) for row, (cluster, bias) in enumerate(zip(assignment, biases, strict=True))}
     hidden = set()
     merger = Merger(lists, 2)
@@ -73,12 +72,13 @@ def test_any_sequence_of_changes_is_as_building_from_scratch(world):
         assert lists.rows_of(found.slots[:whole]).tolist() == [row for row, _, _ in twin]
 
 
-def test_changes_at_once_are_as_one_after_the_other_and_what_is_left_behind_is_collected():
+@pytest.mark.parametrize("short", [0, SHORT])
+def test_changes_at_once_are_as_one_after_the_other_and_what_is_left_behind_is_collected(short):
     random = np.random.default_rng(3)
     items, clusters = 3000, 40
     assignment = random.integers(-1, clusters, items)
     biases = random.standard_normal(items).astype(np.float32)
-    lists = lists_of(assignment, biases, clusters)
+    lists = lists_of(assignment, biases, clusters, short)
     state = dict(enumerate(zip(assignment.tolist(), biases.tolist(), strict=True)))
     most = 0
     for _ in range(30):
@@ -101,7 +101,7 @@ def test_an_assignment_touches_no_more_in_longer_lists():
         rows = np.arange(items, dtype=np.int32)[:500]
         lists.assign(rows, np.ones(500, np.int32), np.arange(500, dtype=np.float32))
         copied = lists._used[0]
-        assert copied < 2 * items + 500 * (lists_module.DELTA + 4 * np.sqrt(items))
+        assert copied < 2 * items + 500 * (SPARE + 4 * np.sqrt(items))
 
 
 @pytest.mark.parametrize(
@@ -131,19 +131,19 @@ def merges(draw):
     seed = draw(st.integers(0, 1000))
     return (
         items, clusters, seed, draw(st.integers(1, 70)), draw(st.sampled_from((1, 2, 3, 8))), draw(st.integers(0, 20)),
-        draw(st.booleans()),
+        draw(st.sampled_from((None, 3, SHORT))),
     )  # fmt: skip
 
 
 @given(merges())
 @settings(max_examples=150, deadline=None)
 def test_the_merge_is_its_twin_and_in_chunks_of_one_sorting_everything(world):
-    items, clusters, seed, most, chunk, forbidden, moved = world
+    items, clusters, seed, most, chunk, forbidden, short = world
     random = np.random.default_rng(seed)
     assignment = random.integers(-1, clusters, items)
     biases = (random.integers(-4, 5, items) / 4).astype(np.float32)
-    lists = lists_of(assignment, biases, clusters)
-    if moved and items:
+    lists = lists_of(assignment, biases, clusters, SHORT if short is None else short)
+    if short is not None and items:
         rows = random.integers(0, items + 5, 10).astype(np.int32)
         lists.assign(rows, random.integers(-1, clusters, 10).astype(np.int32), np.full(10, 0.5, np.float32))
     merger = Merger(lists, chunk)

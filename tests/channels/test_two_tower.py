@@ -76,9 +76,11 @@ def test_candidates_are_the_nearest_and_scores_their_products():
     queries = channel._tower.vectors(channel._queries.encode(batch))
     products = queries @ channel._model.vectors.T
     available = np.flatnonzero(channel._columns.available)
+    assert queries.any(1).any()
     for q in range(5):
         mine = answer.query(q)
-        assert set(mine.rows.tolist()) == set(available.tolist())
+        # Who did nothing has a vector of zeros, to which no item is nearer than another.
+        assert set(mine.rows.tolist()) == (set(available.tolist()) if queries[q].any() else set())
         np.testing.assert_allclose(mine.scores, products[q, mine.rows], atol=1e-5)
 
 
@@ -117,11 +119,12 @@ def test_a_new_item_is_found_in_the_next_batch_by_what_is_known_of_it():
     channel.update(new)
     batch = random_batch(40, 60, 4)
     answer = channel.recall_batch(batch, np.full(4, 41, np.int32))
-    assert (answer.rows == 40).sum() == 4
+    assert (answer.rows == 40).sum() == np.count_nonzero(np.diff(batch.history.offsets)) > 0
     # As a history it says nothing to the tower, which has no embedding of it, but it can be a trigger.
-    history = History(new, np.ones(1, np.float32), np.ones(1, np.int64), np.array([0, 1]))
-    alone = channel.recall_batch(replace(batch.alone(0), history=history), np.full(1, 3, np.int32))
-    assert alone.triggers.tolist() == [40] * 3
+    both = np.array([40, twin], np.int32)
+    history = History(both, np.ones(2, np.float32), np.ones(2, np.int64), np.array([0, 2]))
+    alone = channel.recall_batch(replace(batch.alone(0), history=history), np.full(1, 41, np.int32))
+    assert set(alone.triggers.tolist()) == {40, twin}
 
 
 def test_an_item_of_which_nothing_is_known_gets_no_vector():
@@ -278,10 +281,9 @@ def test_rejects_are_what_the_user_never_liked():
     assert thrown.rows.tolist() == [0, 1]
 
 
-def test_guests_are_answered():
+def test_guests_of_whom_the_tower_knows_nothing_are_left_to_the_others():
     channel = channel_of()
     answer = channel.recall_batch(
         QueryBatch.plain(np.full(2, -1, np.int32), History.empty(2)), np.full(2, 4, np.int32)
     )
-    assert np.diff(answer.offsets).tolist() == [4, 4]
-    assert set(answer.triggers.tolist()) == {-1}
+    assert np.diff(answer.offsets).tolist() == [0, 0]

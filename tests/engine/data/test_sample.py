@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from engine.config import load_config, read_params
 from engine.data.dataset import Dataset
-from engine.data.learnt import learnt_channels, read_learnt
 from engine.data.sample import sample_path
 from engine.data.sample.make_sample import MIN_USERS, POSITIVE, USERS, make_sample
 from engine.data.summary import describe
-from engine.offline.build import made_of as made_of_these
+from engine.offline.build import learnt_of, made_of
 
 FULL = Path(__file__).parents[4] / "shared" / "data" / "kuairand-pure-partial"
 PARAMS = Path(__file__).parents[3] / "docs" / "params" / "sample.toml"
@@ -35,12 +33,10 @@ def test_sample_opens_and_holds_every_kind_of_event() -> None:
 
 
 def test_the_vectors_that_come_with_it_are_of_this_sample_and_these_options() -> None:
-    made_of = learnt_channels(sample_path())["two_tower"]
     config = load_config().with_channel_options(read_params(PARAMS))
-    options = config.channel("two_tower")[1]
-    expected = made_of_these(config, options, Dataset.open(sample_path()).fingerprint())
-    assert made_of == json.loads(json.dumps(expected))
-    arrays = read_learnt(sample_path(), "two_tower", expected)
+    channel, options = config.channel("two_tower")
+    wanted = made_of(config, options, Dataset.open(sample_path()).fingerprint())
+    arrays = learnt_of(sample_path(), "two_tower", channel, wanted)
     assert arrays is not None
     assert "item.embeddings.0.weight" in arrays
 

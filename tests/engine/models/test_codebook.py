@@ -49,7 +49,8 @@ def test_an_item_goes_to_the_cluster_that_seems_nearest(clusters, dimension, n, 
     chosen = book.assign(vectors)
     all_of_them = distances(book, vectors)
     assert chosen.dtype == np.int32
-    assert np.all(chosen >= 0) and np.all(chosen < clusters)
+    assert np.all(chosen >= 0)
+    assert np.all(chosen < clusters)
     taken = all_of_them[np.arange(n), chosen]
     # Near 0 the square is a small difference of larger numbers.
     np.testing.assert_allclose(taken, all_of_them.min(1), rtol=1e-4, atol=2e-3)
@@ -144,7 +145,8 @@ def test_clusters_near_each_other_are_in_one_coarser_cluster():
     of = random.integers(0, 6, 300)
     made = coarse_clusters((centres[of] + random.standard_normal((300, 3))).astype(np.float32), 6, passes=30)
     pure = sum(np.bincount(of[made == each]).max() for each in np.unique(made)) / 300
-    assert made.dtype == np.int32 and pure > 0.6  # k-means may split one and join two
+    assert made.dtype == np.int32
+    assert pure > 0.6
     np.testing.assert_array_equal(coarse_clusters(np.zeros((4, 2), np.float32), 9), np.arange(4))
 
 

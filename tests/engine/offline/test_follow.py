@@ -157,6 +157,17 @@ def test_what_is_published_is_assigned_at_once_and_its_events_are_learnt(world):
     assert world.told[-1].unknown == 1  # 503
 
 
+def test_publications_and_events_that_come_right_behind_each_other_all_get_in(world):
+    with world.following():
+        world.until(lambda: bool(world.told))
+        for n in range(100):
+            LiveLog(world.store).publish([published(500 + n)])
+            world.events.append(follow_world.shown_records(b"u1", [500 + n], follow_world.NOW + n))
+        world.until_taken(100)
+    assert world.told[-1].unknown == 0
+    assert set(range(500, 600)) <= set(world.table())
+
+
 def test_the_same_stream_gives_the_same_assignments_whether_it_is_read_at_once_or_in_pieces(tmp_path):
     tables = []
     for name, pauses in (("whole", [40]), ("broken", [13, 14, 40])):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -23,6 +24,7 @@ from engine.data.columns import TextColumn
 from engine.data.ids import IdIndex
 from engine.data.live import LiveCatalogue
 from engine.online.assignments import AssignmentTail
+from engine.online.beside import Beside
 from engine.online.metrics import Metrics
 from engine.online.replica import Replica
 from engine.state.assignments import AssignedItems, AssignmentLog, Lease, Position
@@ -119,6 +121,33 @@ def make(store: StateStore, tmp_path: Path) -> Callable[..., World]:
 def test_only_a_channel_that_overrides_assign_takes_assignments():
     assert takes_assignments(Taker())
     assert not takes_assignments(Channel(Options()))
+
+
+def test_a_channel_beside_the_compute_is_told_on_its_own_thread_and_of_the_newest_where_many_wait():
+    entered, go_on = threading.Event(), threading.Event()
+
+    class Slow(Taker):
+        def assign(self, rows: Int32Array, clusters: Int32Array, biases: Float32Array) -> None:
+            entered.set()
+            assert go_on.wait(PATIENCE)
+            super().assign(rows, clusters, biases)
+
+    taker = Slow()
+    beside = Beside("vq", taker, 1.0)
+    try:
+        for n in range(200):
+            rows = np.array([n % 3, 3], np.int32)
+            beside.assign(rows, np.full(2, n, np.int32), np.full(2, n, np.float32))
+            assert entered.wait(PATIENCE)
+        go_on.set()
+        deadline = time.monotonic() + PATIENCE
+        while taker.told != {0: (198, 198.0), 1: (199, 199.0), 2: (197, 197.0), 3: (199, 199.0)}:
+            assert time.monotonic() < deadline, taker.told
+            time.sleep(0.005)
+        assert taker.calls < 100
+    finally:
+        go_on.set()
+        beside.close()
 
 
 def test_what_is_behind_the_position_comes_in_and_what_is_before_it_does_not(make):
