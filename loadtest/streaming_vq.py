@@ -64,6 +64,9 @@ ALL = 4000
 ITEMS_AT_ONCE = 0.02
 """Seconds between two looks whether what was published is recalled: part of what is measured, half of it on average."""
 
+REPORTED = 1000
+"""Events sent together, at most."""
+
 CONFIGURATION = """
 [store]
 path = {store}
@@ -317,7 +320,9 @@ class Run:
                 batch = [row for row in batch if row["item_id"] in known]
                 asked = [row for row in batch if row["event"] in liked and rng.random() < share]
                 list(pool.map(lambda row: self._ask(recall, row), asked))
-                ingest.report([event for event in map(_event_of, batch) if event is not None])
+                events = [event for event in map(_event_of, batch) if event is not None]
+                for start in range(0, len(events), REPORTED):
+                    ingest.report(events[start : start + REPORTED])
                 self.seen.sent += len(batch)
                 self._ended.wait(0.05)
 
@@ -404,7 +409,7 @@ def run(folder: Path, minutes: float, kills: int, asked: float, **built: Any) ->
 
 
 def _wait_for(trainer: Trainer) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not trainer.said():
         if time.monotonic() > deadline or not trainer.alive():
             raise RuntimeError(

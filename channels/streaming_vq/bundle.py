@@ -1,9 +1,9 @@
 """A trained streaming VQ model as a snapshot holds it.
 
 Arrays besides the parameters (`engine/models/vq_spec.py`) and the lists (`engine/models/cluster_lists.py`): `spec` uint8,
-the `VqSpec` as JSON; `learnt_until` int64[1]; `item_keys` int64[items], the key of each item's id; `features.<side>.*`, what
-the encoders learnt; `encoded.<side>.*`, all rows of the catalogue encoded; `log_position` uint8, text, up to where the
-assignment log is in it: empty in a build, which begins a log.
+the `VqSpec` as JSON; `learnt_until` int64[1]; `item_keys` int64[items], the key of each item's id; `features.<side>.*`,
+what the encoders learnt; `encoded.<side>.*`, all rows of the catalogue encoded; `log_position` uint8, text, up to where
+the assignment log is in it: empty in a build, which begins a log.
 """
 
 from __future__ import annotations

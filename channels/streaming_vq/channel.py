@@ -152,7 +152,9 @@ class StreamingVq(Channel):
             hidden = self._exposed(batch, found)
             if self._rank is not None:
                 mine = self._rank.users(inputs)
-                self._rank.score(mine, asked, found.slots, found.offsets, found.scores, self._histories(users))
+                self._rank.score(
+                    mine, asked, found.slots, found.offsets, found.scores, self._histories(users)
+                )
             return best(found, found.scores, k, self._model.rows, hidden)
 
     def update(self, rows: Int32Array) -> None:
@@ -233,5 +235,9 @@ def _as_user(arrays: Mapping[str, AnyArray], name: str) -> Mapping[str, AnyArray
     """Return the arrays of one user tower under the names of the only one."""
     if name == "user":
         return arrays
-    own = {f"user.{part.removeprefix(f'{name}.')}": array for part, array in arrays.items() if part.startswith(f"{name}.")}
+    own = {
+        f"user.{part.removeprefix(f'{name}.')}": array
+        for part, array in arrays.items()
+        if part.startswith(f"{name}.")
+    }
     return own | {part: array for part, array in arrays.items() if part.startswith("item.")}

@@ -1,12 +1,12 @@
 """Which items are in which cluster, best first: lists of the build, mapped, and over them what was assigned since.
 
-An item has a *slot*: its position in the lists of the build, end to end, or its row where it was published since. The list
-of a cluster is the build's until one of its items changes; then it is copied into a *block* of one growing array, with room
-to spare, and changed there in place: an item is inserted where it belongs, what leaves closes its gap. A list of more than
-256 items keeps what comes in a *delta* behind it, sorted too, of 32 items or the root of its length, and marks what leaves
-where it stands; where the delta is full, or half of the list is marked, both are merged into a new block. So an assignment
-moves a bounded number of entries and pays for its share of a copy. What blocks leave behind is collected when it is half
-of all.
+An item has a *slot*: its position in the lists of the build, end to end, or its row where it was published since. The
+list of a cluster is the build's until one of its items changes; then it is copied into a *block* of one growing array,
+with room to spare, and changed there in place: an item is inserted where it belongs, what leaves closes its gap. A list
+of more than 256 items keeps what comes in a *delta* behind it, sorted too, of 32 items or the root of its length, and
+marks what leaves where it stands; where the delta is full, or half of the list is marked, both are merged into a new
+block. So an assignment moves a bounded number of entries, or the root of a list's, and pays for its share of a copy.
+What blocks leave behind is collected when it is half of all.
 
 What is not available is in no list; the tables remember where it belongs. So nothing is masked while lists are merged.
 """
@@ -147,10 +147,11 @@ class ClusterLists:
         self._make_room(int(rows.max()) + 1)
         done = 0
         while True:
-            done, needed = _assign(
+            arguments = (
                 what, sealed(rows), sealed(clusters), sealed(biases), done, self._places, *self.state, self._used,
                 self._cluster_of, self._bias_of, self.heads,
             )  # fmt: skip
+            done, needed = _assign(*arguments)
             if done == rows.size:
                 return
             self._collect(needed)
@@ -171,7 +172,8 @@ class ClusterLists:
         if not self._touched[cluster]:
             return rows[offsets[cluster] : offsets[cluster + 1]][:most].copy()
         slots = np.empty(int(self._blocks[cluster, 1:3].sum()), np.int32)
-        return self.rows_of(slots[: _take(cluster, *self.state, slots)][:most])
+        arguments = (cluster, *self.state, slots)
+        return self.rows_of(slots[: _take(*arguments)][:most])
 
     def _make_room(self, rows: int) -> None:
         if rows > self._cluster_of.size:
@@ -182,7 +184,7 @@ class ClusterLists:
             self._cluster_of, self._bias_of = clusters, biases
 
     def _collect(self, needed: int) -> None:
-        """Make room for `needed` more entries: without what blocks left behind, where it is half, else in a larger array."""
+        """Make room for `needed` entries: without what was left behind where that is half, or in a larger array."""
         used, wasted, _ = self._used.tolist()
         live = used - wasted if 2 * wasted > used else used
         entries = np.empty(max(live + needed, live * 5 // 4, 4096), np.int64)

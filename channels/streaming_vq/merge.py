@@ -145,10 +145,11 @@ class Merger:
             found.slots, found.clusters = np.empty(needed, np.int32), np.empty(needed, np.int32)
             found.scores = np.empty(needed, np.float32)
         found.offsets = np.empty(asked.size + 1, np.int64)
-        _merge(
+        arguments = (
             scores, asked, most, self._chunk, self._lists.heads, *self._lists.state, sealed(excluded.rows),
             excluded.offsets, self._cursors, self._heap, found.slots, found.clusters, found.scores, found.offsets,
         )  # fmt: skip
+        _merge(*arguments)
         return found
 
 
@@ -247,70 +248,72 @@ def _merge(  # type: ignore[no-untyped-def]
                         count += 1
                         # Its first chunk is on its way while the others enter.
                         if touched[k]:
-                            prefetch(pairs, blocks[k, 0], 0)
+                            prefetch(pairs, blocks[k, 0], 0)  # type: ignore[call-arg]
                             prefetch(pairs, blocks[k, 0] + blocks[k, 1], 0)
                         else:
-                            prefetch(column, offsets[k], 0)
+                            prefetch(column, offsets[k], 0)  # type: ignore[call-arg]
                 for at in range(count // 2 - 1, -1, -1):
                     _sift(heap, count, at)
                 continue
             if count == 0:
                 break
             top = heap[0]
-            k = np.int64(row_of(top))
-            score = line[k]
+            mine = np.int64(row_of(top))
+            score = line[mine]
             taken = 0
             key = np.uint64(0)
-            if not touched[k]:
-                at, last = offsets[k] + cursors[k, 0], offsets[k + 1]
+            if not touched[mine]:
+                at, last = offsets[mine] + cursors[mine, 0], offsets[mine + 1]
                 while at < last:
                     if not (forbids and _is_in(banned, mask, rows[at])):
                         one[0] = score + base_biases[at]
                         if taken == 0 or taken == chunk:
-                            key = sort_key(bits[0], k)
+                            key = sort_key(bits[0], mine)
                             if taken == chunk or key < top:
                                 break
-                        out_slots[written], out_clusters[written], out_scores[written] = at, k, one[0]
+                        out_slots[written], out_clusters[written], out_scores[written] = at, mine, one[0]
                         written += 1
                         taken += 1
                         if written == end:
                             break
                     at += 1
-                cursors[k, 0] = at - offsets[k]
+                cursors[mine, 0] = at - offsets[mine]
                 there = at < last
-            elif blocks[k, 1] == 0:
-                at, last = blocks[k, 0] + cursors[k, 0], blocks[k, 0] + blocks[k, 2]
+            elif blocks[mine, 1] == 0:
+                at, last = blocks[mine, 0] + cursors[mine, 0], blocks[mine, 0] + blocks[mine, 2]
                 while at < last:
                     slot = ints[2 * at]
                     if not (forbids and _is_in(banned, mask, row_at(slot, rows))):
                         one[0] = score + floats[2 * at + 1]
                         if taken == 0 or taken == chunk:
-                            key = sort_key(bits[0], k)
+                            key = sort_key(bits[0], mine)
                             if taken == chunk or key < top:
                                 break
-                        out_slots[written], out_clusters[written], out_scores[written] = slot, k, one[0]
+                        out_slots[written], out_clusters[written], out_scores[written] = slot, mine, one[0]
                         written += 1
                         taken += 1
                         if written == end:
                             break
                     at += 1
-                cursors[k, 0] = at - blocks[k, 0]
+                cursors[mine, 0] = at - blocks[mine, 0]
                 there = at < last
             else:
-                at, beside = np.int64(cursors[k, 0]), np.int64(cursors[k, 1])
+                at, beside = np.int64(cursors[mine, 0]), np.int64(cursors[mine, 1])
                 there = False
                 while True:
-                    slot, bias, at, beside, from_list = next_entry(at, beside, blocks[k], ints, floats, rows)
+                    slot, bias, at, beside, from_list = next_entry(
+                        at, beside, blocks[mine], ints, floats, rows
+                    )
                     if slot < 0:
                         break
                     if not (forbids and _is_in(banned, mask, row_at(slot, rows))):
                         one[0] = score + bias
                         if taken == 0 or taken == chunk:
-                            key = sort_key(bits[0], k)
+                            key = sort_key(bits[0], mine)
                             if taken == chunk or key < top:
                                 there = True
                                 break
-                        out_slots[written], out_clusters[written], out_scores[written] = slot, k, one[0]
+                        out_slots[written], out_clusters[written], out_scores[written] = slot, mine, one[0]
                         written += 1
                         taken += 1
                         if written == end:
@@ -319,7 +322,7 @@ def _merge(  # type: ignore[no-untyped-def]
                         at += 1
                     else:
                         beside += 1
-                cursors[k, 0], cursors[k, 1] = at, beside
+                cursors[mine, 0], cursors[mine, 1] = at, beside
             if there:
                 heap[0] = key
             else:

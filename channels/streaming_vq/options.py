@@ -54,13 +54,13 @@ class StreamingVqOptions(Towers):
     """Items that the merge of the clusters gives to the ranking step; an answer is never longer."""
 
     chunk: Annotated[int, Field(ge=1, le=1024), Online()] = CHUNK
-    """Items of a cluster that the merge takes at once; 1: the exact order, for twice the time."""
+    """Items of a cluster that the merge takes at once; 1: the exact order, for more time."""
 
-    task_weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], Online()] = {}
+    task_weights: Annotated[dict[str, Annotated[float, Field(ge=0)]], Online()] = Field(default={})
     """What each task counts for in both steps, 1 where it is not named; divided by their sum."""
 
     mask_exposed: Annotated[bool, Online()] = True
-    """Whether what the user was shown is left out of the ranking step, so that all that is recalled is new to the user."""
+    """Whether what the user was shown is left out of the ranking step, so that all that is recalled is new to them."""
 
     training: StreamingOptions = StreamingOptions()
     """How all of it is trained."""
@@ -87,7 +87,9 @@ class StreamingVqOptions(Towers):
         tasks = {task.name for task in self.training.tasks}
         unknown = sorted(set(self.task_weights) - tasks)
         if unknown:
-            raise ValueError(f"task_weights names {unknown[0]!r}, and training.tasks has {', '.join(sorted(tasks))}")
+            raise ValueError(
+                f"task_weights names {unknown[0]!r}, and training.tasks has {', '.join(sorted(tasks))}"
+            )
         if self.task_weights and not any(self.task_weights.get(task, 1.0) for task in tasks):
             raise ValueError("task_weights leaves no task with a weight above 0")
         return self

@@ -47,7 +47,9 @@ def carried_over(
     Raises:
         BuildError: the two are of different towers, clusters, tasks or ranking steps.
     """
-    new, old = (each.model_copy(update={"tower": without_sizes(each.tower)}) for each in (spec, previous.spec))
+    new, old = (
+        each.model_copy(update={"tower": without_sizes(each.tower)}) for each in (spec, previous.spec)
+    )
     for name in VqSpec.model_fields:
         if getattr(new, name) != getattr(old, name):
             raise BuildError(OTHER_MODEL.format(channel=channel, what=name))

@@ -65,6 +65,7 @@ def carried_over(
 
 def without_sizes(spec: ModelSpec) -> ModelSpec:
     """Return the towers as a configuration declares them: sizes of tables that are not, are 0."""
+
     def sizeless(features: tuple[Feature, ...]) -> tuple[Feature, ...]:
         return tuple(
             feature if feature.lookup == "hash" else feature.model_copy(update={"size": 0})

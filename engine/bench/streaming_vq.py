@@ -63,19 +63,22 @@ def bench_streaming_vq(
         history: items that a user did.
 
     Returns:
-        `rows`, per `lists` ("built", "moved") and batch size CPU microseconds of a request, each with min and max: scores_us
-        (of the clusters), merge_us, rank_us (the ranking step and the cut to k), search_us (all of these), tower_us (user
-        towers, in none of the others), sort_us (the keys of all items, sorted, in merge_us's place), ratio (sort_us /
-        merge_us); `assign_us`, of an assignment; `memory`, bytes an item: `mapped`, one copy for all workers, by array, and
-        `own`, of a worker where every item was moved; `larger`, GiB of these for 350 million items; `index`, the bytes that
-        say where an item is (lists, assignment), beside `deep_retrieval`'s with three paths.
+        `rows`, per `lists` ("built", "moved") and batch size CPU microseconds of a request, each with min and max:
+        scores_us (of the clusters), merge_us, search_us (both, and the ranking step and the cut to k), tower_us (user
+        towers, in none of the others), and of lists as built sort_us (the keys of all items, sorted, in merge_us's place)
+        and ratio, sort_us / merge_us; rank_us is what search_us has besides. `assign_us`, of an assignment. `memory`,
+        bytes an item: `mapped`, one copy for all workers, by array, and `own`, of a worker where every item was moved;
+        `index`, of the arrays that say where an item is, beside `deep_retrieval`'s with three paths; `larger`, GiB
+        of these for 350 million items.
 
     Raises:
         ConfigError: fewer items than are asked for, or clusters than items.
     """
     kind: Any = channel_class("streaming_vq")
     if k > min(items, rank_list):
-        raise ConfigError(f"expected at most the {min(items, rank_list):,} items there can be, got {k:,}", "--k")
+        raise ConfigError(
+            f"expected at most the {min(items, rank_list):,} items there can be, got {k:,}", "--k"
+        )
     if clusters > items:
         raise ConfigError(f"expected at most the {items:,} items there are, got {clusters:,}", "--clusters")
     config = kind.Config(
@@ -96,7 +99,9 @@ def bench_streaming_vq(
     assign_us: list[float] = []
     for lists in ("built", "moved"):
         if lists == "moved":
-            clusters_of, biases, assign_us = _move_all(channel, items, clusters, random, repetitions, progress)
+            clusters_of, biases, assign_us = _move_all(
+                channel, items, clusters, random, repetitions, progress
+            )
         for size in BATCHES:
             row: dict[str, Any] = {"lists": lists, "batch": size}
             row |= _times(
@@ -112,7 +117,9 @@ def bench_streaming_vq(
 
 def _trained(config: Any, items: int, random: np.random.Generator) -> dict[str, AnyArray]:
     """Return arrays as a training gives them, at random."""
-    towers = ModelSpec(**{name: getattr(config, name) for name in ModelSpec.model_fields if hasattr(config, name)})
+    towers = ModelSpec(
+        **{name: getattr(config, name) for name in ModelSpec.model_fields if hasattr(config, name)}
+    )
     first = towers.features("item")[0].model_copy(update={"size": items + 1})
     spec = config.spec_of(towers.model_copy(update={"item_features": (first,), "items": items}))
     arrays: dict[str, AnyArray] = dict(random_weights(spec.tower)) | dict(random_rank(spec))
@@ -232,11 +239,15 @@ def _memory(channel: Any, arrays: Mapping[str, AnyArray], items: int) -> dict[st
     }
     own = channel._lists.nbytes
     each = {name: round(own[name] / items, 2) for name in ("blocks", "slots")}
-    index = {name: mapped[name] for name in ("assignment", "item_bias", "lists.rows", "lists.places", "lists.bias")}
-    fixed = own["clusters"] + channel._scorer.nbytes + sum(
-        arrays[name].nbytes for name in ("codebook.vectors", "lists.offsets")
+    index = {
+        name: mapped[name] for name in ("assignment", "item_bias", "lists.rows", "lists.places", "lists.bias")
+    }
+    fixed = (
+        own["clusters"]
+        + channel._scorer.nbytes
+        + sum(arrays[name].nbytes for name in ("codebook.vectors", "lists.offsets"))
     )
-    giB = 2.0**30
+    gib = 2.0**30
     return {
         "mapped": mapped,
         "own": each,
@@ -245,9 +256,9 @@ def _memory(channel: Any, arrays: Mapping[str, AnyArray], items: int) -> dict[st
         "deep_retrieval": dict(_DEEP_RETRIEVAL),
         "larger": {
             "items": LARGER,
-            "index_gib": round(sum(index.values()) * LARGER / giB, 2),
-            "ranking_gib": round((sum(mapped.values()) - sum(index.values())) * LARGER / giB, 2),
-            "own_gib": round(sum(each.values()) * LARGER / giB, 2),
+            "index_gib": round(sum(index.values()) * LARGER / gib, 2),
+            "ranking_gib": round((sum(mapped.values()) - sum(index.values())) * LARGER / gib, 2),
+            "own_gib": round(sum(each.values()) * LARGER / gib, 2),
         },
     }
 

@@ -100,8 +100,8 @@ class BuildContext:
         mode: how to build; anything but "full" matters only to what learns.
         previous: the arrays of the last snapshot of the same channel, which `mode` may start from; None in full mode, or
             where there is none.
-        learnt: the arrays that `Channel.learnt` names, learnt earlier from the same data with the same options: taken instead
-            of training. None: there are none, or the training is wanted.
+        learnt: the arrays that `Channel.learnt` names, learnt earlier from the same data with the same options: taken
+            instead of training. None: there are none, or the training is wanted.
         work: a folder of this very build (same data, options and code) that need not exist yet: where one that is
             interrupted may leave what the next one goes on from, and a finished one what people may look at. It goes
             when it was not touched for a month. None: there is none.

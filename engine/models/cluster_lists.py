@@ -29,8 +29,9 @@ _BY_ROW = {"rank.item_vectors": "lists.vectors", "rank.item_bias": "lists.rank_b
 def as_served(spec: VqSpec, arrays: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
     """Return the arrays of a bundle with the lists of its assignment, whatever lists it had.
 
-    Items that a live trainer added behind the catalogue's are left out: their rows are the trainer's own, and servers learn
-    from the assignment log where they are. What the ranking step has of each item is kept in the order of the lists only.
+    Items that a live trainer added behind the catalogue's are left out: their rows are the trainer's own, and servers
+    learn from the assignment log where they are. What the ranking step has of each item is kept in the order of the
+    lists only.
 
     Args:
         spec: of the model.

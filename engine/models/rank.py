@@ -74,7 +74,9 @@ class RankStep:
             weight, bias = self._layers[-1]
             mixed = np.tensordot(self._weights, weight.reshape(tasks, e, -1), 1)
             self._layers[-1] = (mixed, self._weights @ bias.reshape(tasks, e))
-        self._layers = [(_turned(weight), _sealed(np.ascontiguousarray(bias))) for weight, bias in self._layers]
+        self._layers = [
+            (_turned(weight), _sealed(np.ascontiguousarray(bias))) for weight, bias in self._layers
+        ]
         self._items = parts.named("rank.items.weight", spec.tower.items + 1, e)
         self._project = _turned(parts.named("rank.project.weight", e, spec.tower.dimension))
         self._code_biases = parts.named("rank.bias.weight", spec.tower.items + 1, tasks)
@@ -106,7 +108,10 @@ class RankStep:
         query, key, value = (parts.named(f"rank.{name}.weight", e, e) for name in ("query", "key", "value"))
         out, out_bias = parts.named("rank.out.weight", e, e), parts.named("rank.out.bias", e)
         layers = [
-            (parts.named(f"rank.layers.{at}.weight", wide, inner), parts.named(f"rank.layers.{at}.bias", wide))
+            (
+                parts.named(f"rank.layers.{at}.weight", wide, inner),
+                parts.named(f"rank.layers.{at}.bias", wide),
+            )
             for at, (inner, wide) in enumerate(spec.rank_layers)
         ]
         first, first_bias = layers[0]
@@ -194,7 +199,8 @@ class RankStep:
             _two_tower(users, asked, slots, offsets, *given, out)
             return
         assert histories is not None
-        _complex(users, asked, slots, offsets, *given, *histories, self._items, *self._complex, out)
+        arguments = (users, asked, slots, offsets, *given, *histories, self._items, *self._complex, out)
+        _complex(*arguments)
 
 
 def task_weights(spec: VqSpec, weights: Mapping[str, float]) -> Float32Array:
@@ -211,7 +217,8 @@ def task_weights(spec: VqSpec, weights: Mapping[str, float]) -> Float32Array:
     each = np.array([weights.get(task, 1.0) for task in spec.tasks], np.float64)
     if not each.sum() > 0:
         raise SnapshotError("task_weights leaves no task of the model with a weight above 0", "spec")
-    return (each / each.sum()).astype(np.float32)
+    shares: Float32Array = (each / each.sum()).astype(np.float32)
+    return shares
 
 
 def _sealed(array: AnyArray) -> AnyArray:
@@ -259,8 +266,8 @@ def _two_tower(  # type: ignore[no-untyped-def]
             ahead = slots[min(p + _AHEAD, end - 1)]
             if ahead < items:
                 for c in range(0, user.size, _LINE):
-                    prefetch(vectors, ahead, c)
-                prefetch(biases, ahead, 0)
+                    prefetch(vectors, ahead, c)  # type: ignore[call-arg]
+                prefetch(biases, ahead, 0)  # type: ignore[call-arg]
             slot = slots[p]
             if slot < items:
                 out[p] = _product(user, vectors, slot) + _bias(biases, slot, weights)
@@ -390,7 +397,11 @@ def rank_reference(
     for r, item in enumerate(z):
         mixed = np.zeros(e)
         if history.size:
-            q, k, v = w["rank.query.weight"] @ item, rows @ w["rank.key.weight"].T, rows @ w["rank.value.weight"].T
+            q, k, v = (
+                w["rank.query.weight"] @ item,
+                rows @ w["rank.key.weight"].T,
+                rows @ w["rank.value.weight"].T,
+            )
             for h in range(spec.rank_heads):
                 mine = slice(h * part, (h + 1) * part)
                 logits = k[:, mine] @ q[mine] / np.sqrt(part)

@@ -41,7 +41,7 @@ class StreamingOptions(Options):
     batch: int = Field(default=1024, ge=2, le=65_536)
     """Impressions per step: the items of all of them are compared with each other."""
 
-    learning_rate: float = Field(default=0.003, gt=0, le=10)
+    learning_rate: float = Field(default=0.01, gt=0, le=10)
     """Step size; a stream has no end towards which it could fall."""
 
     weight_decay: float = Field(default=0.0, ge=0, le=1)
@@ -69,7 +69,7 @@ class StreamingOptions(Options):
     bias: bool = True
     """Whether an item's popularity is a bias beside its vector; `false` for ablations."""
 
-    decay: float = Field(default=0.99, gt=0, lt=1)
+    decay: float = Field(default=0.97, gt=0, lt=1)
     """alpha, what a batch leaves of the clusters' moving averages."""
 
     beta: float = Field(default=0.25, ge=0, le=2)

@@ -13,7 +13,7 @@ import numpy as np
 from numba import njit
 
 from engine.core.errors import StateError
-from engine.core.types import Int64Array
+from engine.core.types import Int64Array, RaggedRows
 from engine.online.metrics import Metrics
 from engine.online.notes import Notes
 from engine.online.pipeline import Pipeline, Run
@@ -47,23 +47,10 @@ class Recalls:
             pipeline, run: what made the answers.
             keys: int64[items], the key of each row.
         """
-        counting = [c for c, channel in enumerate(pipeline.channels) if channel.counts_recalls]
-        if not counting:
+        found = recalled(pipeline, run)
+        if found is None:
             return
-        merged = run.merged
-        counts = np.zeros(len(pipeline.channels), np.bool_)
-        counts[counting] = True
-        rows, offsets = np.empty(merged.rows.size, np.int32), np.empty(len(run.requests) + 1, np.int64)
-        _recalled(
-            merged.offsets,
-            merged.rows,
-            merged.proposal_offsets,
-            merged.proposal_channels,
-            counts,
-            rows,
-            offsets,
-        )
-        ends = offsets.tolist()
+        rows, ends = found.rows, found.offsets.tolist()
         for q, request in enumerate(run.requests):
             if request.user_id is not None and ends[q] < ends[q + 1]:
                 self._notes.put((user_tag(request.user_id), keys[rows[ends[q] : ends[q + 1]]]))
@@ -88,6 +75,19 @@ class Recalls:
     def _drop(self, count: int) -> None:
         if self._metrics is not None:
             self._metrics.recalls_dropped.inc(count)
+
+
+def recalled(pipeline: Pipeline, run: Run) -> RaggedRows | None:
+    """Return which items of each answer a channel that counts them proposed; None where there is no such channel."""
+    counts = np.array([channel.counts_recalls for channel in pipeline.channels], np.bool_)
+    if not counts.any():
+        return None
+    merged = run.merged
+    rows, offsets = np.empty(merged.rows.size, np.int32), np.empty(len(run.requests) + 1, np.int64)
+    _recalled(
+        merged.offsets, merged.rows, merged.proposal_offsets, merged.proposal_channels, counts, rows, offsets
+    )
+    return RaggedRows(rows[: int(offsets[-1])], offsets)
 
 
 @njit(nogil=True, cache=True)

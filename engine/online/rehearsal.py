@@ -69,7 +69,7 @@ def rehearse(config: Config, replica: Replica, state: State) -> None:
         else (0.0, 0.0)
     )
     requests = [
-        Request(user_id=user, latitude=where[0], longitude=where[1], city=next(iter(columns.city_codes), ""))
+        Request(user_id=user, latitude=where[0], longitude=where[1], city=next(iter(columns.city_codes), "-"))
         for user in (known, unknown)
     ]
     for name, scene in config.scenes.items():

@@ -7,10 +7,12 @@ import numpy as np
 from engine.config import Config
 from engine.core.errors import RecallError
 from engine.online.encode import encode
+from engine.online.recalls import recalled
 from engine.online.rehearsal import rehearse
 from engine.online.replica import Replica
 from engine.online.request import RecentItems, Request
 from engine.online.state import State
+from engine.online.tally import SceneTally
 
 
 def warm_up(config: Config, replica: Replica, state: State | None = None) -> None:
@@ -49,5 +51,7 @@ def _ask_every_scene(replica: Replica) -> None:
             try:
                 run = pipeline.run(batch)
                 encode(replica, pipeline, run, ["warm-up"] * len(batch), [True] * len(batch))
+                recalled(pipeline, run)
+                SceneTally(pipeline).add(pipeline, run, [0.0] * len(batch))
             except Exception as error:
                 raise RecallError(f"scene {scene!r} cannot answer: {error!r}") from error

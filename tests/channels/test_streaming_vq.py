@@ -36,7 +36,12 @@ def world(seed=0, **options):
         "tags.vocabulary.data": np.frombuffer(b"".join(words), np.uint8),
     }
     options = {**SMALL, **options}
-    return liked, columns, written(liked, {**catalogue_columns(columns), **vocabulary}, seed, **options), options
+    return (
+        liked,
+        columns,
+        written(liked, {**catalogue_columns(columns), **vocabulary}, seed, **options),
+        options,
+    )
 
 
 def channel_of(**more):
@@ -146,7 +151,9 @@ def test_an_item_that_is_assigned_is_found_there_in_the_next_batch():
     k = np.full(3, 5, np.int32)
     best = int(np.argmax(index_scores(channel, batch)[0]))
     row = next(
-        row for row in np.flatnonzero(channel._columns.available).tolist() if channel._lists.of(row)[0] != best
+        row
+        for row in np.flatnonzero(channel._columns.available).tolist()
+        if channel._lists.of(row)[0] != best
     )
     assert channel.recall_batch(batch, k).query(0).rows[0] != row
     one = np.array([row], np.int32)

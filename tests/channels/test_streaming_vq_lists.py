@@ -118,9 +118,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_assigned(rows, clusters, biase
     good = ([1], [2], [1.0])
     both = (good[0] + rows, good[1] + clusters, good[2] + biases)
     with pytest.raises(ValueError, match=words):
-        lists.assign(
-            np.array(both[0], np.int32), np.array(both[1], np.int32), np.array(both[2], np.float32)
-        )
+        lists.assign(np.array(both[0], np.int32), np.array(both[1], np.int32), np.array(both[2], np.float32))
     assert lists.take(1).tolist() == [1]
 
 
@@ -177,7 +175,9 @@ def test_chunks_come_in_the_order_of_their_heads_and_nothing_better_is_left_out(
     found = Merger(lists, 8).merge(scores, np.ones(1, np.bool_), most, RaggedRows.empty(1))
     rows = lists.rows_of(found.slots[:most])
     heads, seen, worst = [], {}, np.inf
-    for row, cluster, score in zip(rows.tolist(), found.clusters.tolist(), found.scores.tolist(), strict=False):
+    for row, cluster, score in zip(
+        rows.tolist(), found.clusters.tolist(), found.scores.tolist(), strict=False
+    ):
         if seen.setdefault(cluster, 0) % 8 == 0:
             heads.append(score)
             worst = min(worst, score)
@@ -187,7 +187,9 @@ def test_chunks_come_in_the_order_of_their_heads_and_nothing_better_is_left_out(
     # Of every cluster what was taken is a prefix, and the chunk that comes next is no better than any that was taken.
     for k in range(clusters):
         mine = lists.take(k).tolist()
-        taken = [row for row, cluster in zip(rows.tolist(), found.clusters.tolist(), strict=False) if cluster == k]
+        taken = [
+            row for row, cluster in zip(rows.tolist(), found.clusters.tolist(), strict=False) if cluster == k
+        ]
         assert mine[: len(taken)] == taken
         if len(taken) % 8 == 0 and len(taken) < len(mine):
             assert scores[0, k] + np.float32(lists.of(mine[len(taken)])[1]) <= worst

@@ -1,4 +1,4 @@
-"""The ranking step of streaming VQ while serving, held to its plain twin and, where torch is installed, to the training's."""
+"""The ranking step of streaming VQ while serving, held to its plain twin and, where there is torch, to the training's."""
 
 from __future__ import annotations
 
@@ -94,9 +94,7 @@ def test_what_was_published_since_is_ranked_by_its_vector_and_by_code_0_until_th
     slots = np.array([ITEMS, ITEMS + 3], np.int32)
     out = np.empty(2, np.float32)
     codes, lengths = histories_of(random, 1, 4)
-    step.score(
-        step.users(x), np.ones(1, np.bool_), slots, np.array([0, 2], np.int64), out, (codes, lengths)
-    )
+    step.score(step.users(x), np.ones(1, np.bool_), slots, np.array([0, 2], np.int64), out, (codes, lengths))
     unknown, project = arrays["rank.items.weight"][0], arrays["rank.project.weight"]
     vectors = np.stack((unknown, unknown + project @ vector[0]))
     biases = np.repeat(arrays["rank.bias.weight"][:1], 2, 0)
