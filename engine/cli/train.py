@@ -110,7 +110,8 @@ def train(
     show_build(report)
     _show_curves(report, channel)
     if with_data:
-        console.output().print(f"What was learnt: {_write_beside(loaded, report, channel)}", markup=False)
+        written = _write_beside(loaded, report, channel)
+        console.output().print(f"What was learnt: {written}", markup=False, soft_wrap=True)
     show_findings(
         [each for each in check_release(loaded, snapshots, report.release) if each.severity == "error"]
     )

@@ -37,7 +37,7 @@ def test_every_kind_is_measured(bench: Run) -> None:
     report = json.loads(out)
     assert (report["items"], report["dimension"], report["k"], report["vectors"]) == (1000, 8, 20, "made up")
     rows: list[dict[str, Any]] = report["rows"]
-    assert {row["kind"] for row in rows} == {"exact", "hnsw", "hnsw_faiss", "ivf_flat", "ivf_pq"}
+    assert {row["kind"] for row in rows} == {"exact", "hnsw", "hnsw_faiss", "ivf_int8", "ivf_flat", "ivf_pq"}
     for row in rows:
         assert 0 < row["recall_p5"] <= 1
         assert row["recall"] > (0.9 if row["kind"] != "ivf_pq" else 0.5)
@@ -65,7 +65,7 @@ def test_what_makes_no_sense_is_refused(bench: Run, tmp_path: Path) -> None:
     for arguments, message in (
         (
             ("--kinds", "annoy"),
-            "--kinds: expected kinds of exact, hnsw, hnsw_faiss, ivf_flat, ivf_pq, got 'annoy'",
+            "--kinds: expected kinds of exact, hnsw, hnsw_faiss, ivf_int8, ivf_flat, ivf_pq, got 'annoy'",
         ),
         (("--option", "m"), "--option: expected NAME=VALUE, got 'm'"),
         (("--option", "m=1"), "--option: m: Input should be greater than or equal to 2"),

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch", reason="training needs the extra train")
 from engine.models import towers as served  # noqa: E402
 from engine.models.encoded import Encoded, EncodedUsers, Multi  # noqa: E402
 from engine.models.spec import Feature, ModelSpec, SequenceSpec  # noqa: E402
+from engine.training import export  # noqa: E402
 from engine.training.export import arrays, item_vectors, taken  # noqa: E402
 from engine.training.towers import Features, Packed, build_item_tower, build_user_tower, dropped  # noqa: E402
 
@@ -203,7 +204,7 @@ def test_item_vectors_do_not_depend_on_the_blocks(monkeypatch):
     _, item = towers(spec)
     items = encoded(spec, "item", ITEMS, 3)
     whole = item_vectors(spec, item, items)
-    monkeypatch.setattr("engine.training.export.BLOCK", 7)
+    monkeypatch.setattr(export, "BLOCK", 7)
     assert item_vectors(spec, item, items) == pytest.approx(whole, abs=1e-6)
 
 

@@ -104,7 +104,7 @@ def trained():
 
 
 def test_items_of_a_group_share_paths_and_beam_search_finds_what_brute_force_finds(trained):
-    assert crossing(trained.arrays["assignment"]) < 0.05
+    assert crossing(trained.arrays["assignment"]) < 0.15  # about half of random paths
     best = trained.best - 1
     assert (
         trained.curves["exact"][best] > 0.6
