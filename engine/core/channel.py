@@ -221,7 +221,8 @@ class Channel:
     def trigger_names(self, triggers: Int64Array) -> UInt8Array:
         """Return what triggers are called in answers: uint8[m, width], UTF-8 ended by zeros.
 
-        Only for a kind of trigger that has no index (not items, users or authors); without it their numbers stand there.
+        Only for a kind of trigger that has no index (not items, users or authors); without it, or where it fails, their
+        numbers stand there. Called on the thread that computes the batches, so it must not wait.
 
         Args:
             triggers: int64[m], from the trigger column of this channel's answers; none is -1.

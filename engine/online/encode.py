@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import math
+import time
+from asyncio import CancelledError
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from itertools import pairwise
@@ -13,6 +17,7 @@ from recall.v1 import recall_pb2 as pb
 
 from engine.core.candidates import TriggerKind
 from engine.core.channel import Channel, names_triggers
+from engine.core.errors import ContractError
 from engine.core.types import Int64Array, UInt8Array
 from engine.data.ids import IdIndex
 from engine.data.live import LiveCatalogue, LiveIds
@@ -21,6 +26,12 @@ from engine.online.response_bytes import TRIGGER_ID, TRIGGER_KEY, Ids, Reports, 
 if TYPE_CHECKING:
     from engine.online.pipeline import Pipeline, Run
     from engine.online.replica import Replica
+
+log = logging.getLogger(__name__)
+
+_FAILURES = (Exception, SystemExit, CancelledError)
+_SECONDS_BETWEEN_WARNINGS = 60.0
+_complained = -math.inf
 
 
 def encode(
@@ -152,9 +163,30 @@ def external_triggers(
     for c, channel in enumerate(channels):
         if names_triggers(channel):
             at = np.flatnonzero((merged.proposal_channels == c) & (numbers >= 0))
-            keys = _with_keys(keys, at, channel.trigger_names(numbers[at]))
-            forms[at] = TRIGGER_KEY
+            names = _names(channel, numbers[at]) if at.size else None
+            if names is not None:
+                keys = _with_keys(keys, at, names)
+                forms[at] = TRIGGER_KEY
     return Ids(numbers, keys), forms
+
+
+def _names(channel: Channel, triggers: Int64Array) -> UInt8Array | None:
+    """Return what a channel calls its triggers; None, and the numbers stay, where it fails or they are no names."""
+    global _complained
+    try:
+        names = np.ascontiguousarray(channel.trigger_names(triggers))
+        if names.dtype != np.uint8 or names.ndim != 2 or len(names) != triggers.size:
+            raise ContractError(f"trigger_names() must return uint8[{triggers.size}, width]")
+        np.pad(names, ((0, 0), (0, 1))).tobytes().decode()  # a name that is cut short is no UTF-8
+    except _FAILURES:  # that channel's failure alone: the answers are there
+        now = time.monotonic()
+        if now - _complained >= _SECONDS_BETWEEN_WARNINGS:
+            _complained = now
+            log.exception(
+                "%s cannot name its triggers; their numbers stand in the answers", type(channel).__name__
+            )
+        return None
+    return names
 
 
 def _with_keys(keys: UInt8Array, at: Int64Array, own: UInt8Array) -> UInt8Array:

@@ -34,6 +34,27 @@ def test_names_stand_beside_ids_of_either_kind(kind, monkeypatch):
     assert causes["similar"] <= {world.item(0), world.item(6)}
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        lambda self, triggers: 1 // 0,
+        lambda self, triggers: ["c"] * triggers.size,
+        lambda self, triggers: np.zeros((triggers.size + 1, 2), np.uint8),
+        lambda self, triggers: np.full((triggers.size, 1), 0xC3, np.uint8),
+    ],
+    ids=["raises", "no bytes", "one too many", "no UTF-8"],
+)
+def test_a_channel_that_cannot_name_its_triggers_harms_no_answer(names, monkeypatch):
+    monkeypatch.setattr(Top, "trigger_names", names)
+    world = make_world("int64")
+    pipeline = world.replica.pipelines["default"]
+    run = pipeline.run([Request(user_id=1)])
+    response = pb.RecallResponse.FromString(encode(world.replica, pipeline, run, ["id"], [False])[0])
+    proposals = [p for candidate in response.candidates for p in candidate.proposals if p.channel == "top"]
+    assert {p.trigger_id for p in proposals if p.HasField("trigger_id")} == {19}
+    assert not any(p.HasField("trigger_key") for p in proposals)
+
+
 def test_a_channel_without_names_says_so():
     assert names_triggers(Named({}))
     assert not names_triggers(Top({}))
