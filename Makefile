@@ -6,7 +6,7 @@
 # TORCH='torch>=2.4' chooses the torch that training is tested with; the default is a build without CUDA.
 
 VENV ?= .venv
-WORKERS ?= 2
+WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 DEMO_DIR ?= build/demo
 ONCE ?=
 

@@ -101,7 +101,17 @@ def replay(
 
     kinds = frozenset(load_config(config).interest)
     offsets = OffsetFile(offset_file)
-    replays = [Replay(file, kinds, batch=batch, since=since, offsets=offsets) for file in files_of(path)]
+    stop = threading.Event()
+    replays = [
+        Replay(file, kinds, batch=batch, since=since, offsets=offsets, stop=stop) for file in files_of(path)
+    ]
+
+    def interrupt(*_: object) -> None:
+        # The exception alone is lost where it is raised in the middle of a finalizer or of another library's callback.
+        stop.set()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
     try:
         with (
             IngestClient(target, timeout=max(patience, 10.0), **security) as client,
@@ -121,6 +131,8 @@ def replay(
     except (grpc.RpcError, ConnectionError) as error:
         show(replays)
         raise gave_up(target, error) from error
+    finally:
+        signal.signal(signal.SIGINT, before)
     show(replays)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -230,6 +231,7 @@ class Replay:
         batch: int = 1000,
         since: int | None = None,
         offsets: OffsetFile | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
         """Take what to send.
 
@@ -239,6 +241,7 @@ class Replay:
             batch: entries of a request.
             since: rows of an earlier time are skipped; items: those published earlier.
             offsets: where to begin, and where to note what is done.
+            stop: set to end `run` by KeyboardInterrupt after the batch that is under way.
         """
         self.file = file
         self.totals = Totals()
@@ -246,6 +249,7 @@ class Replay:
         self._batch = batch
         self._since = since
         self._offsets = offsets or OffsetFile(None)
+        self._stop = stop or threading.Event()
         self.totals.rows = self._offsets.rows(file)
 
     def run(self, client: IngestClient, progress: Progress, patience: float) -> None:
@@ -259,6 +263,7 @@ class Replay:
         Raises:
             DatasetError: the file cannot be read any further.
             InvalidRequest, grpc.RpcError, ConnectionError: as of the client.
+            KeyboardInterrupt: `stop` was set.
         """
         progress.start(self.file.path.name, self.file.rows)
         progress.advance(self.totals.rows)
@@ -371,6 +376,8 @@ class Replay:
             Refusal(rows[each.index], each.field, each.reason) for each in refused[:room]
         ]
         self._offsets.note(self.file, end)
+        if self._stop.is_set():
+            raise KeyboardInterrupt
 
 
 def _change(values: dict[str, Any], updated: int) -> pb.ItemChange:

@@ -82,7 +82,7 @@ def feeding(world, cluster, topic: str, group: str = "g", **settings):
         assert not failed, failed
 
 
-def until(true, seconds: float = 30) -> None:
+def until(true, seconds: float = 90) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "it did not come about"
