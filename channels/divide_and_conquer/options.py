@@ -59,4 +59,6 @@ class DivideAndConquerOptions(TwoTowerOptions):
             )
         if self.sequence.weighted:
             raise ValueError("a mean with item_exponent or length_exponent cannot be prompted")
+        if self.liker_weight:
+            raise ValueError("liker_weight needs one vector of a user, and there is one per prompt")
         return self

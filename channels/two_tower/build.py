@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from channels.two_tower.bundle import Bundle, encoders_of, keys_of_items, write_bundle
+from channels.two_tower.likers import drawn_to_likers
 from channels.two_tower.options import TwoTowerOptions
 from channels.two_tower.start import carried_over
 from engine.core.channel import BuildContext
 from engine.core.errors import BuildError
-from engine.core.types import Int32Array
+from engine.core.types import AnyArray, Int32Array
+from engine.models.encoded import Encoded
+from engine.models.spec import ModelSpec
 from engine.models.towers import ItemTower, UserTower
 
 NO_TORCH = "training needs PyTorch, which is not installed: pip install 'recall-engine[train]'"
@@ -48,6 +51,7 @@ def build_bundle(
         arrays = dict(context.learnt)
         UserTower.load(spec, arrays)  # that the weights are of this shape
         arrays["item_vectors"] = ItemTower.load(spec, arrays).vectors(items)
+        draw(config, context, spec, users, arrays)
         write_bundle(config, context, spec, encoders, (users, items), arrays)
         return
     start = None
@@ -65,7 +69,25 @@ def build_bundle(
     since = None if previous is None or mode != "incremental" else previous.learnt_until
     data = training_data(channel, config, context, users, items, since, clusters)
     trained = train(spec, config.training, data, context.progress, context.work, start, context.threads, mode)
-    write_bundle(config, context, spec, encoders, (users, items), trained.arrays, clusters)
+    arrays = dict(trained.arrays)
+    draw(config, context, spec, users, arrays)
+    write_bundle(config, context, spec, encoders, (users, items), arrays, clusters)
+
+
+def draw(
+    config: TwoTowerOptions,
+    context: BuildContext,
+    spec: ModelSpec,
+    users: Encoded,
+    arrays: dict[str, AnyArray],
+) -> None:
+    """Draw `item_vectors` to the users who like the items, as far as the options say."""
+    if config.liker_weight:
+        tower = UserTower.load(spec, arrays)
+        vectors = arrays["item_vectors"]
+        arrays["item_vectors"] = drawn_to_likers(
+            vectors, tower, users, context.interactions, config.liker_weight
+        )
 
 
 def check_liked(channel: str, context: BuildContext) -> None:

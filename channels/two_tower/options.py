@@ -27,6 +27,9 @@ class TwoTowerOptions(Towers):
     cluster: str = ""
     """A column of strings in items.parquet: the negatives `cluster` are items that have the positive's string."""
 
+    liker_weight: float = Field(default=0.0, ge=0, le=4)
+    """How far the item vectors are drawn towards the vectors of the users who like the item, after the training."""
+
     index: IndexKind = "hnsw"
     """The kind of index."""
 
@@ -44,6 +47,14 @@ class TwoTowerOptions(Towers):
             return given
         own: Options = cls.model_fields[str(info.field_name)].default
         return own.model_dump(exclude_unset=True) | given
+
+    @field_validator("liker_weight")
+    @classmethod
+    def _one_vector_of_a_user(cls, weight: float, info: ValidationInfo) -> float:
+        sequence = info.data.get("sequence")
+        if weight and isinstance(sequence, SequenceSpec) and sequence.kind == "comirec":
+            raise ValueError("needs one vector of a user, and comirec makes several")
+        return weight
 
     @model_validator(mode="after")
     def _negatives_fit(self) -> Self:
