@@ -60,8 +60,8 @@ def drawn_to_likers(
 
 def _directions(vectors: Float32Array) -> Float32Array:
     """Return the vectors at length 1; those of zeros stay."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    directions: Float32Array = vectors / np.where(lengths > 0, lengths, 1).astype(np.float32)
+    lengths: Float32Array = np.linalg.norm(vectors, axis=1, keepdims=True)
+    directions: Float32Array = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
     return directions
 
 
