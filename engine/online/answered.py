@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from engine.online.pipeline import Pipeline, Run
+from engine.online.pipeline import Pipeline
+from engine.online.run import Run
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -24,8 +24,9 @@ from engine.data.live import LiveCatalogue, LiveIds
 from engine.online.response_bytes import TRIGGER_ID, TRIGGER_KEY, Ids, Reports, Texts, response_bytes
 
 if TYPE_CHECKING:
-    from engine.online.pipeline import Pipeline, Run
+    from engine.online.pipeline import Pipeline
     from engine.online.replica import Replica
+    from engine.online.run import Run
 
 log = logging.getLogger(__name__)
 

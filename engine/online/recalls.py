@@ -16,7 +16,8 @@ from engine.core.errors import StateError
 from engine.core.types import Int64Array, RaggedRows
 from engine.online.metrics import Metrics
 from engine.online.notes import Notes
-from engine.online.pipeline import Pipeline, Run
+from engine.online.pipeline import Pipeline
+from engine.online.run import Run
 from engine.state.layout import user_tag
 from engine.state.writes import UserStore, Writes
 

@@ -16,7 +16,8 @@ from engine.state.events import EventLog
 from engine.state.exposure import exposure_backend
 from engine.state.history import SnapshotHistory, UserRead, UserState
 from engine.state.log import LiveLog
-from engine.state.store import StateStore, state_url
+from engine.state.store import StateStore
+from engine.state.url import state_url
 from engine.state.users import LiveUsers
 from engine.state.writes import UserLimits, UserStore
 

@@ -35,7 +35,7 @@ from engine.online.exposition import MetricsPage, merged
 from engine.online.reload import Reloader
 from engine.online.state import FOLDER
 from engine.state.embedded import EmbeddedStore
-from engine.state.store import state_url
+from engine.state.url import state_url
 
 log = logging.getLogger(__name__)
 

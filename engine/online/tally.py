@@ -20,7 +20,8 @@ from engine.core.candidates import ChannelStatus, FilterStatus
 from engine.core.types import Float64Array, Int64Array
 
 if TYPE_CHECKING:
-    from engine.online.pipeline import Pipeline, Run
+    from engine.online.pipeline import Pipeline
+    from engine.online.run import Run
 
 SECONDS = (
     0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from engine.state.store import Argument, Script, StateStore
+from engine.state.nodes import Argument
+from engine.state.store import Script, StateStore
 
 START = "0-0"
 """The offset before every entry."""
@@ -68,11 +69,13 @@ class FollowedStream:
         Args:
             after: the offset.
             count: how many at most.
-            block_ms: how long to wait for the first one where there is none.
+            block_ms: how long to wait for the first one where there is none; 0: not at all. Stores look up from time to
+                time only whether somebody has waited long enough, often ten times a second.
         """
+        block = ("BLOCK", block_ms) if block_ms else ()
         found, *facts = self._store.pipeline(
             [
-                ("XREAD", "BLOCK", block_ms, "COUNT", count, "STREAMS", self._stream, after),
+                ("XREAD", *block, "COUNT", count, "STREAMS", self._stream, after),
                 *self._what_is_left(),
             ],
             timeout=block_ms / 1000 + WRITE_SECONDS,

@@ -1,0 +1,101 @@
+"""One batch on its way down the stages of a pipeline, and the columns that it carries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from engine.core.candidates import CandidateBatch, FanOut
+from engine.core.errors import StateUnavailableError
+from engine.core.merge import Merged
+from engine.core.query import QueryBatch
+from engine.core.types import BoolArray, Float32Array, Float64Array, Int8Array, Int32Array
+from engine.online.hydrate import Hydrated
+from engine.online.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The candidates of some channels for a batch, channel after channel: what filters and the merge work on.
+
+    Of the filters `keep` says whether none removed the candidate, and `removed_by` which one did: int8[m], its place
+    in the scene's filters, or -1.
+    """
+
+    fan_out: FanOut
+    scores: Float32Array
+    triggers: Int32Array
+    keep: BoolArray
+    removed_by: Int8Array
+
+    @classmethod
+    def of(cls, answers: Sequence[CandidateBatch], queries: int) -> Columns:
+        """Put the answers end to end."""
+        rows = np.concatenate([answer.rows for answer in answers])
+        ends = np.concatenate([answer.offsets for answer in answers]).reshape(len(answers), queries + 1)
+        offsets = np.zeros(len(answers) * queries + 1, np.int64)
+        before = ends[:, -1].cumsum() - ends[:, -1]
+        np.add(ends[:, 1:], before[:, None], out=offsets[1:].reshape(len(answers), queries))
+        return cls(
+            FanOut(rows, offsets, queries),
+            np.concatenate([answer.scores for answer in answers]),
+            np.concatenate([answer.triggers for answer in answers]),
+            np.ones(rows.size, np.bool_),
+            np.full(rows.size, -1, np.int8),
+        )
+
+    def followed_by(self, other: Columns) -> Columns:
+        """Return these channels and then the other's."""
+        offsets = np.concatenate((self.fan_out.offsets, other.fan_out.offsets[1:] + self.fan_out.rows.size))
+        return Columns(
+            FanOut(np.concatenate((self.fan_out.rows, other.fan_out.rows)), offsets, self.fan_out.queries),
+            np.concatenate((self.scores, other.scores)),
+            np.concatenate((self.triggers, other.triggers)),
+            np.concatenate((self.keep, other.keep)),
+            np.concatenate((self.removed_by, other.removed_by)),
+        )
+
+
+@dataclass(slots=True)
+class Run:
+    """One batch on its way down the stages; each stage fills in its part.
+
+    Channel axes are the scene's channels in merge order, then its fallback channels. `refused` are the queries that
+    cannot be answered because a filter could not read what it judges by, with the filter's name; their columns mean
+    nothing. `first_deadline` is the earliest of the requests'. `depth` and `whole_depth`, int32[channels but fallback,
+    n], are how many candidates each was asked for first, and how many it may be asked for at all; `answers` what they
+    answered.
+    """
+
+    requests: Sequence[Request]
+    limits: Int32Array
+    quotas: Int32Array
+    status: Int32Array
+    returned: Int32Array
+    removed: Int32Array
+    filter_status: Int32Array
+    channel_us: Float64Array
+    first_deadline: float
+    messages: dict[tuple[int, int], str] = field(default_factory=dict)
+    stage_us: dict[str, float] = field(default_factory=dict)
+    refused: dict[int, StateUnavailableError] = field(default_factory=dict)
+    degraded: int = 0
+    hydrated: Hydrated = field(init=False)
+    depth: Int32Array = field(init=False)
+    whole_depth: Int32Array = field(init=False)
+    answers: list[CandidateBatch] = field(init=False)
+    columns: Columns = field(init=False)
+    merged: Merged = field(init=False)
+
+    @property
+    def batch(self) -> QueryBatch:
+        """The batch as the channels see it."""
+        return self.hydrated.batch
+
+    def removed_rows(self, q: int) -> list[Int32Array]:
+        """Return the items of query q that each filter removed, each once per filter, in rising order of row."""
+        mine, positions = self.columns.fan_out.alone(q)
+        removed_by = self.columns.removed_by[positions]
+        return [np.unique(mine.rows[removed_by == f]) for f in range(self.removed.shape[0])]
