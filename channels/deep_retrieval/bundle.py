@@ -10,6 +10,8 @@ Arrays besides the parameters (`user.*`: `engine/models/spec.py`; `paths.*`: `en
 | `features.<side>.*`, `encoded.<side>.*` | | what the encoders learnt, and all users and items encoded |
 | `assignment` | int64[items, J] | codes of each item's paths, -1 behind them where there are fewer |
 | `lists.paths`, `lists.offsets`, `lists.rows` | int64[P], int64[P + 1], int32 | paths that have items, and these |
+| `lists.vectors`, `lists.scales` | int8[n, e rounded up to 16], float32[n] | the ranker's, in bytes, as `lists.rows` |
+| `lists.bias` | float32[n] | the ranker's, in that order |
 | `scores.paths`, `scores.values` | int64, float32 [items, S] | paths whose scores are kept, -1 where fewer |
 | `rank.vectors`, `rank.bias` | float32 [items, e], [items] | the ranker |
 | `similar.offsets`, `similar.items` | int64[groups + 1], int32 | who speaks for each group (`placement.py`) |
@@ -29,10 +31,11 @@ from channels.two_tower.bundle import keys_of_items
 from engine.core.channel import BuildContext
 from engine.core.errors import SnapshotError
 from engine.core.options import Options
-from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
+from engine.core.types import AnyArray, Float32Array, Int8Array, Int32Array, Int64Array
 from engine.models.features import Encoder, load_encoded, save_encoded, take_encoded
 from engine.models.paths import PathSpec
 from engine.models.spec import Feature, ModelSpec, Towers
+from engine.models.tiles import in_wide_bytes, widened
 
 _PLACED_AT_ONCE = 65_536
 
@@ -66,6 +69,7 @@ class Bundle:
         user_encoder, item_encoder: how rows are encoded.
         users, items: all rows of the build's catalogue, encoded.
         assignment, score_paths, score_values, codes, offsets, rows, vectors, bias: as the module says.
+        list_vectors, list_scales, list_bias: `lists.vectors`, `lists.scales` and `lists.bias`.
         group_offsets, group_items: who speaks for each group.
     """
 
@@ -91,6 +95,10 @@ class Bundle:
         self.codes: Int64Array = _array(arrays, "lists.paths", np.int64, None)
         self.offsets: Int64Array = _array(arrays, "lists.offsets", np.int64, self.codes.size + 1)
         self.rows: Int32Array = _array(arrays, "lists.rows", np.int32, None)
+        t = self.rows.size
+        self.list_vectors: Int8Array = _array(arrays, "lists.vectors", np.int8, t, widened(e))
+        self.list_scales: Float32Array = _array(arrays, "lists.scales", np.float32, t)
+        self.list_bias: Float32Array = _array(arrays, "lists.bias", np.float32, t)
         groups = sum(feature.size for feature in spec.item_features)
         self.group_offsets: Int64Array = _array(arrays, "similar.offsets", np.int64, groups + 1)
         self.group_items: Int32Array = _array(arrays, "similar.items", np.int32, None)
@@ -219,6 +227,9 @@ def write_bundle(
             vectors[rows], bias[rows] = means[found], level[found]
     made = dict(trained) | {"assignment": assignment, "rank.vectors": vectors, "rank.bias": bias}
     made |= dict(zip(("lists.paths", "lists.offsets", "lists.rows"), invert(assignment), strict=True))
+    rows = made["lists.rows"]
+    made["lists.vectors"], made["lists.scales"] = in_wide_bytes(vectors, rows)
+    made["lists.bias"] = bias[rows]
     made |= dict(zip(("similar.offsets", "similar.items"), groups, strict=True))
     sink.write("spec", np.frombuffer(spec.model_dump_json().encode(), np.uint8))
     sink.write("learnt_until", np.array([context.now], np.int64))

@@ -19,7 +19,7 @@ from channels.deep_retrieval.bundle import Bundle, specified, write_bundle
 from channels.deep_retrieval.lists import PathLists
 from channels.deep_retrieval.names import path_names
 from channels.deep_retrieval.options import DeepRetrievalOptions
-from channels.deep_retrieval.rerank import Ranker
+from channels.deep_retrieval.rerank import Ranker, first_of
 from engine.core.candidates import CandidateBatch, FanOut, TriggerKind
 from engine.core.channel import BuildContext, Channel, LoadContext
 from engine.core.errors import SnapshotError, StateUnavailableError
@@ -47,8 +47,11 @@ class DeepRetrieval(Channel):
         self._tower = UserTower.load(tower, context.arrays)
         self._paths = PathModel.load(lattice, context.arrays)
         self._beam = min(config.beam, lattice.paths)
-        self._lists = PathLists(lattice.paths, model.codes, model.offsets, model.rows)
-        self._ranker = Ranker(model.vectors, model.bias)
+        self._lists = PathLists(
+            lattice.paths, model.codes, model.offsets, model.rows, model.list_vectors, model.list_scales,
+            model.list_bias,
+        )  # fmt: skip
+        self._ranker = Ranker(tower.items, lattice.dimension)
         self._placement = model.placement
         self._placed: dict[int, Int32Array] = {}
         # An evaluation asks from several threads; while serving there is one.
@@ -110,11 +113,22 @@ class DeepRetrieval(Channel):
         self, vectors: Float32Array, paths: Int64Array, logs: Float32Array, batch: QueryBatch, k: Int32Array
     ) -> CandidateBatch:
         """Answer as `search` does, given the paths too: int64[m, B] and float32[m, B], as `PathModel.beam` gives them."""
-        asked = k > 0
-        with self._one_at_a_time:
-            found = self._lists.reach(paths, logs, asked, self._columns.available, batch.excluded)
-            hidden = self._exposed(batch, found[0], found[3])
-            return self._ranker.rank(vectors, k, found, hidden, self.config.rerank)
+        wanted = k
+        while True:
+            with self._one_at_a_time:
+                found = self._ranker.best(
+                    vectors, paths, logs, wanted, self._lists, self._columns.available, batch.excluded,
+                    self.config.rerank,
+                )  # fmt: skip
+            hidden = self._exposed(batch, found)
+            if hidden is None:
+                return found if wanted is k else first_of(found, np.zeros(found.rows.size, np.bool_), k)
+            answer = first_of(found, hidden, k)
+            short = (np.diff(answer.offsets) < k) & (np.diff(found.offsets) == wanted)
+            if not short.any():
+                return answer
+            # More are ranked where what was shown takes places, and only there: nobody's answer depends on the others.
+            wanted = np.where(short, 4 * wanted, wanted).astype(np.int32)
 
     def trigger_names(self, triggers: Int64Array) -> UInt8Array:
         """Return paths as their nodes, "36-27-20", counted from 0."""
@@ -138,7 +152,7 @@ class DeepRetrieval(Channel):
             self._lists.move(row, self._placed.get(row, nowhere), now)
             self._placed[row] = now
 
-    def _exposed(self, batch: QueryBatch, rows: Int32Array, offsets: Int64Array) -> BoolArray | None:
+    def _exposed(self, batch: QueryBatch, found: CandidateBatch) -> BoolArray | None:
         """bool[t]: what of the found the users were shown; None where nothing is kept of it, or it cannot be read.
 
         The filter of the scene says what becomes of a request in the second case.
@@ -147,5 +161,5 @@ class DeepRetrieval(Channel):
         if exposure is None or not self.config.mask_exposed:
             return None
         with suppress(StateUnavailableError):
-            return exposure.seen(FanOut(rows[: offsets[-1]], offsets, len(batch)), self._columns.keys)
+            return exposure.seen(FanOut(found.rows, found.offsets, len(batch)), self._columns.keys)
         return None

@@ -1,32 +1,46 @@
-"""The small ranker: of what the paths hold, the items of the largest u . w_v + b_v. Compiled."""
+"""The small ranker: of what the paths hold, the items of the largest u . w_v + b_v. Compiled.
+
+What costs is a pass over what the paths hold, in bytes and in order of the lists. Whether an item lies on several of the
+paths, is taken down or excluded, is looked up for the best few hundred alone.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 from numba import njit
 
-from channels.deep_retrieval.lists import sealed
+from channels.deep_retrieval.lists import PathLists, place_of, sealed
+from engine.ann.kernels import bits_of, prefetch
 from engine.core.candidates import CandidateBatch
-from engine.core.select import row_of, select_top, sort_key
-from engine.core.types import BoolArray, Float32Array, Int32Array, Int64Array
+from engine.core.hashing import spread
+from engine.core.select import row_of, select_top, sort_digits, sort_key
+from engine.core.types import BoolArray, Float32Array, Int32Array, Int64Array, RaggedRows
+from engine.models.tiles import product
+
+_ask: Any = prefetch  # to a type checker a call of an intrinsic never returns
+
+_SAMPLE = 256
+"""Scores that the least one of the best is estimated from."""
 
 
 class Ranker:
-    """The item vectors and biases of the softmax, and those of what was published since the build.
+    """Ranks what is on paths: by what the lists hold of the items, or what was put here of those published since.
 
     Args:
-        vectors: float32[items, e], mapped.
-        bias: float32[items].
+        items: of the build.
+        dimension: e, of the users' vectors.
     """
 
-    def __init__(self, vectors: Float32Array, bias: Float32Array) -> None:
-        self._vectors, self._bias = sealed(vectors), sealed(bias)
-        self._fresh = np.empty((0, vectors.shape[1]), np.float32)
+    def __init__(self, items: int, dimension: int) -> None:
+        self._items = items
+        self._fresh = np.empty((0, dimension), np.float32)
         self._fresh_bias = np.empty(0, np.float32)
 
     def put(self, rows: Int32Array, vectors: Float32Array, bias: Float32Array) -> None:
         """Take vectors float32[m, e] and biases float32[m] of items that the build did not know, each once."""
-        at = rows - len(self._vectors)
+        at = rows - self._items
         most = int(at.max(initial=-1)) + 1
         if most > self._fresh_bias.size:
             room = max(most, self._fresh_bias.size * 5 // 4, 1024)
@@ -36,33 +50,39 @@ class Ranker:
             self._fresh_bias = np.append(self._fresh_bias, np.zeros(room - self._fresh_bias.size, np.float32))
         self._fresh[at], self._fresh_bias[at] = vectors, bias
 
-    def rank(
+    def best(
         self,
         users: Float32Array,
+        paths: Int64Array,
+        logs: Float32Array,
         k: Int32Array,
-        found: tuple[Int32Array, Int32Array, Float32Array, Int64Array],
-        hidden: BoolArray | None,
+        lists: PathLists,
+        available: BoolArray,
+        excluded: RaggedRows,
         rerank: bool,
     ) -> CandidateBatch:
-        """Return the best k of what was found for each query.
+        """Return the best k items on the paths of each query, every item once; triggers are places.
+
+        An item's trigger is the likeliest of its paths that are searched.
 
         Args:
             users: float32[m, e], vectors of the queries whose k is above 0, in order.
+            paths: int64[m, B], their codes, and logs: float32[m, B], likeliest first.
             k: int32[n].
-            found: rows, places, logs and offsets, as `PathLists.reach` gives them.
-            hidden: bool[t], what of it is left out; None: nothing.
+            lists: of the paths.
+            available: bool[rows], False where an item was taken down.
+            excluded: what each query of the batch forbids.
             rerank: whether the ranker's score counts; else the log of the probability of the path.
         """
         room = sum(k.tolist())
         rows, places = np.empty(room, np.int32), np.empty(room, np.int32)
         scores = np.empty(room, np.float32)
         offsets = np.empty(k.size + 1, np.int64)
-        if hidden is None:
-            hidden = np.empty(0, np.bool_)
-        whole = _rank(
-            users, k, *found, hidden, self._vectors, self._bias, self._fresh, self._fresh_bias, rerank, rows,
-            scores, places, offsets,
+        arguments = (
+            users, paths, logs, k, *lists.state, self._items, self._fresh, self._fresh_bias, available,
+            sealed(excluded.rows), excluded.offsets, rerank, rows, scores, places, offsets,
         )  # fmt: skip
+        whole = _best(*arguments)
         return CandidateBatch(rows[:whole], scores[:whole], places[:whole], offsets)
 
 
@@ -70,8 +90,7 @@ class Ranker:
 def _product(user, table, row):  # type: ignore[no-untyped-def]
     """Return the inner product of float32[e] and a row of float32[n, e], in whatever order the compiler sums fastest.
 
-    It is the same order for every row of every batch. What costs is waiting for the rows, which lie anywhere in memory:
-    with a few wide instructions per row the processor waits for many rows at once.
+    It is the same order for every row of every batch.
     """
     total = np.float32(0)
     for c in range(user.size):
@@ -80,71 +99,172 @@ def _product(user, table, row):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _rank(  # type: ignore[no-untyped-def]
-    users, k, found_rows, found_places, found_logs, found_offsets, hidden, vectors, bias, fresh, fresh_bias, rerank,
-    rows, scores, places, offsets,
-):  # fmt: skip
-    longest = 1
-    for q in range(k.size):
-        longest = max(longest, found_offsets[q + 1] - found_offsets[q])
-    keys, sorting = np.empty(longest, np.uint64), np.empty(longest, np.uint64)
-    values = np.empty(longest, np.float32)
-    at_of = np.empty(longest, np.int64)
+def _bound(values, count, wanted, sample):  # type: ignore[no-untyped-def]
+    """Return a number that about `wanted` of float32[count or more] reach, drawn from a sample; -inf: all do."""
+    if 3 * wanted >= 2 * count:
+        return np.float32(-np.inf)
     bits = values.view(np.uint32)
-    items = vectors.shape[0]
+    size = min(count, sample.size)
+    for at in range(size):
+        sample[at] = sort_key(bits[at * count // size], 0)
+    take = wanted * size // count + 1
+    select_top(sample, size, take)
+    one = np.empty(1, np.uint32)
+    one[0] = bits_of(sample[take - 1])
+    return one.view(np.float32)[0]
+
+
+@njit(nogil=True, cache=True)
+def _find(met, mask, row):  # type: ignore[no-untyped-def]
+    """Return where a row stands in an open-addressing table of int32, or the empty place where it would (-1)."""
+    at = spread(row) & mask
+    while met[at] != -1 and met[at] != row:
+        at = (at + 1) & mask
+    return at
+
+
+@njit(nogil=True, cache=True)
+def _best(  # type: ignore[no-untyped-def]
+    users, paths, logs, k, table, codes, offsets, listed, ranked, scales, biases, starts, counts, added, items,
+    fresh, fresh_bias, available, excluded, excluded_offsets, rerank, rows, scores, places, out_offsets,
+):  # fmt: skip
+    width = users.shape[1]
+    beam = paths.shape[1]
+    column, numbers, levels = listed.reshape(-1, 1), scales.reshape(-1, 1), biases.reshape(-1, 1)
+    place_at = np.empty((paths.shape[0], beam), np.int64)
+    longest = forbidden = 1
+    m = 0
+    for q in range(k.size):
+        if k[q] <= 0:
+            continue
+        entries = 0
+        for b in range(beam):
+            place = place_of(paths[m, b], table, codes)
+            place_at[m, b] = place
+            if place >= 0:
+                entries += offsets[place + 1] - offsets[place]
+                if added.size:  # what nobody published costs no look into memory
+                    entries += counts[place]
+        longest = max(longest, entries)
+        forbidden = max(forbidden, excluded_offsets[q + 1] - excluded_offsets[q])
+        m += 1
+    capacity = 2
+    while capacity < 2 * (longest + forbidden):
+        capacity *= 2
+    met, at_of = np.empty(capacity, np.int32), np.empty(capacity, np.int32)
+    values, row_at, of = (
+        np.empty(longest, np.float32),
+        np.empty(longest, np.int32),
+        np.empty(longest, np.int32),
+    )
+    passed = np.empty(longest, np.int32)
+    keys, sample = np.empty((2, longest), np.uint64), np.empty(_SAMPLE, np.uint64)
+    bits = values.view(np.uint32)
+    user = np.zeros(ranked.shape[1], np.float32)
     written = 0
     m = 0
-    offsets[0] = 0
+    out_offsets[0] = 0
     for q in range(k.size):
-        if k[q] > 0:
-            count = 0
-            for p in range(found_offsets[q], found_offsets[q + 1]):
-                if hidden.size and hidden[p]:
+        wanted = np.int64(k[q])
+        if wanted > 0:
+            whole = users[m]
+            user[:width] = whole
+            # The lists lie anywhere in memory: all of them are on their way before the first is read.
+            for b in range(beam):
+                place = place_at[m, b]
+                if place >= 0:
+                    _ask(column, offsets[place], 0)
+                    if rerank:
+                        _ask(ranked, offsets[place], 0)
+                        _ask(numbers, offsets[place], 0)
+                        _ask(levels, offsets[place], 0)
+            n = 0
+            for b in range(beam):
+                place = place_at[m, b]
+                if place < 0:
                     continue
-                at_of[count] = p
-                count += 1
-            if rerank:
-                user = users[m]
-                for c in range(count):
-                    row = found_rows[at_of[c]]
-                    if row < items:
-                        values[c] = _product(user, vectors, row) + bias[row]
-                    else:
-                        values[c] = _product(user, fresh, row - items) + fresh_bias[row - items]
-            else:
-                for c in range(count):
-                    values[c] = found_logs[at_of[c]]
-            for c in range(count):
-                values[c] += np.float32(0)  # -0 has no place of its own
-                keys[c] = sort_key(bits[c], found_rows[at_of[c]])
-                sorting[c] = keys[c]
-            take = min(count, k[q])
-            if take < count:
-                select_top(sorting, count, take)
-            chosen = np.sort(sorting[:take])
-            for c in range(count):
-                if take and keys[c] >= chosen[0]:
-                    low, high = 0, take - 1
-                    while low < high:
-                        middle = (low + high) // 2
-                        if chosen[middle] < keys[c]:
-                            low = middle + 1
-                        else:
-                            high = middle
-                    to = written + take - 1 - low
-                    rows[to] = row_of(keys[c])
-                    scores[to] = values[c]
-                    places[to] = found_places[at_of[c]]
-            written += take
+                begin, end = offsets[place], offsets[place + 1]
+                if rerank:
+                    # The items of the next path are on their way while those of this one are compared.
+                    after = place_at[m, b + 1] if b + 1 < beam else np.int64(-1)
+                    ahead, until = (offsets[after], offsets[after + 1]) if after >= 0 else (begin, begin)
+                    for i in range(begin, end):
+                        if ahead < until:
+                            _ask(ranked, ahead, 0)
+                            ahead += 1
+                        values[n] = product(user, ranked, i) * scales[i] + biases[i]
+                        row_at[n], of[n] = listed[i], b
+                        n += 1
+                else:
+                    for i in range(begin, end):
+                        values[n], row_at[n], of[n] = logs[m, b], listed[i], b
+                        n += 1
+                if added.size:
+                    for i in range(starts[place], starts[place] + counts[place]):
+                        at = np.int64(added[i]) - items
+                        values[n] = _product(whole, fresh, at) + fresh_bias[at] if rerank else logs[m, b]
+                        row_at[n], of[n] = added[i], b
+                        n += 1
+            # An item may be there several times: more than the best are looked at.
+            several = 2 * wanted + 16
+            while True:
+                bound = _bound(values, n, several, sample)
+                reached = 0
+                for i in range(n):  # no branch: nobody could guess it
+                    passed[reached] = i
+                    reached += values[i] >= bound
+                forbids = excluded_offsets[q + 1] - excluded_offsets[q]
+                size = 2
+                while size < 2 * (reached + forbids):
+                    size *= 2
+                mask = size - 1
+                met[:size] = -1
+                # What is excluded counts as met already.
+                for p in range(excluded_offsets[q], excluded_offsets[q + 1]):
+                    met[_find(met, mask, excluded[p])] = excluded[p]
+                found = 0
+                for i in range(reached):
+                    row = row_at[passed[i]]
+                    at = _find(met, mask, row)
+                    if met[at] == -1:
+                        met[at] = row
+                        at_of[at] = passed[found] = passed[i]
+                        found += available[row]
+                if found >= wanted or bound == np.float32(-np.inf):
+                    break
+                several *= 4
+            for i in range(found):
+                entry = passed[i]
+                values[entry] += np.float32(0)  # -0 has no place of its own
+                keys[0, i] = ~sort_key(bits[entry], row_at[entry])
+            best = keys[sort_digits(keys, found, 0)]
+            take = found if found < wanted else wanted
+            for rank in range(take):
+                row = row_of(~best[rank])
+                entry = at_of[_find(met, mask, row)]
+                rows[written], scores[written] = row, values[entry]
+                places[written] = place_at[m, of[entry]]
+                written += 1
             m += 1
-        offsets[q + 1] = written
+        out_offsets[q + 1] = written
     return written
+
+
+def first_of(found: CandidateBatch, hidden: BoolArray, k: Int32Array) -> CandidateBatch:
+    """Return the first k of what was found for each query that are not hidden, bool[t]."""
+    kept = np.flatnonzero(~hidden)
+    before = np.searchsorted(kept, found.offsets)
+    counts = np.minimum(np.diff(before), k)
+    offsets = np.zeros(k.size + 1, np.int64)
+    np.cumsum(counts, out=offsets[1:])
+    kept = kept[np.arange(offsets[-1]) + np.repeat(before[:-1] - offsets[:-1], counts)]
+    return CandidateBatch(found.rows[kept], found.scores[kept], found.triggers[kept], offsets)
 
 
 def rank_reference(
     user: Float32Array, vectors: Float32Array, bias: Float32Array, rows: Int32Array, k: int
 ) -> list[tuple[int, float]]:
-    """The plain twin of `Ranker.rank` where it reranks, of one query, in float64: (row, score), best first."""
+    """The plain twin of `Ranker.best` where it reranks, of one query, in float64: (row, score), best first."""
     scores = vectors[rows].astype(np.float64) @ user + bias[rows]
     order = np.lexsort((rows, -scores))[:k]
     return [(int(rows[at]), float(scores[at])) for at in order]

@@ -20,7 +20,7 @@ from engine.core.channel import BuildContext
 from engine.core.errors import SnapshotError
 from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
 from engine.models.cluster_lists import as_served
-from engine.models.codebook import Codebook
+from engine.models.codebook import Codebook, sizes_of
 from engine.models.encoded import Encoded
 from engine.models.features import Encoder, load_encoded, save_encoded
 from engine.models.spec import ModelSpec, Towers
@@ -88,7 +88,8 @@ class Bundle:
 
     def codebook(self, config: StreamingVqOptions) -> Codebook:
         """The clusters as items are assigned to them."""
-        return Codebook(self.sums, self.counts, config.training.decay, config.training.boost)
+        training, sizes = config.training, sizes_of(self.assignment, self.spec.clusters)
+        return Codebook(self.sums, self.counts, training.decay, training.boost, training.crowding, sizes)
 
 
 def _array(arrays: Mapping[str, AnyArray], name: str, dtype: type, *shape: int) -> Any:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from threading import Lock
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
-from channels.streaming_vq.build import build_bundle
+from channels.streaming_vq.build import LEARNT, build_bundle
 from channels.streaming_vq.bundle import Bundle, encoded_rows, specified, write_bundle
 from channels.streaming_vq.cut import best
 from channels.streaming_vq.merge import Found, Merger, Scorer
@@ -36,6 +36,7 @@ class StreamingVq(Channel):
     Config = StreamingVqOptions
     inline = True
     trigger_kind = TriggerKind.CLUSTER
+    learnt: ClassVar[tuple[str, ...]] = LEARNT
 
     def __init__(self, config: StreamingVqOptions, context: LoadContext, model: Bundle) -> None:
         super().__init__(config)

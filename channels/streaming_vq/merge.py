@@ -4,34 +4,38 @@ Source: Bin et al. 2025 (arXiv 2501.08695), section 3.4 and appendix A. An item'
 bias. A max-heap holds the lists by the keys of their heads; of the list on top a whole chunk is taken, then it goes back
 with the key of what is its head now.
 
-Where this does more than the paper says:
-
-- Most of the clusters never come to the top, so not all are put into the heap: only those whose head's key is at least a
-  bound, drawn from a sample so that about `ENTER` times as many pass as are popped. All others stand below the bound, so
-  that popping is exact while the top is not below it; where it is, the bound falls and the next ones enter.
-- What a request excludes is stepped over as though it were in no list, and a chunk is 8 of the others. The key by which a
-  list entered may be that of such an item, and too high: then the list goes back with its true one.
+Here there is no heap, and the order is the same. The keys of a list never rise, so what a heap pops is all chunks in
+order of the keys of their first items, and of few of them: those whose key is at least a bound. It is drawn from a
+sample of the heads of lists so that about as many reach it as the queries before had use for, and falls where that is
+too high: it says how long a merge takes, never what it finds. The chunks are written down and sorted by their digits; so
+none waits for the one before, and what is read next is known. What a request excludes is stepped over as though it were
+in no list, and a chunk is 8 of the others.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numba import njit
 
 from channels.streaming_vq.lists import ClusterLists, next_entry, row_at, sealed
 from engine.ann.kernels import bits_of, prefetch
+from engine.ann.lists import in_bytes
 from engine.core.hashing import spread
-from engine.core.select import row_of, select_top, sort_key
+from engine.core.select import select_top, sort_digits, sort_key
 from engine.core.types import BoolArray, Float32Array, Int64Array, RaggedRows
+from engine.models.tiles import multiply
+
+_ask: Any = prefetch  # to a type checker a call of an intrinsic never returns
 
 CHUNK = 8
 """Items of a list that are taken at once (appendix A)."""
 
 ENTER = 1.5
-"""Clusters that enter the heap at first, for each chunk of the list that is wanted."""
+"""Clusters that are looked into, for each whose chunks were needed before: the bound is estimated."""
 
 _SAMPLE = 512
 """Clusters that the bound is estimated from."""
@@ -44,22 +48,24 @@ _TILE = 64
 
 
 class Scorer:
-    """The clusters' scores u . e_k.
+    """The clusters' scores u . e_k, of vectors in bytes: whole, those of many clusters fit into no near cache.
 
     Args:
-        vectors: float32[K, d], copied.
+        vectors: float32[K, d], copied as bytes.
     """
 
     def __init__(self, vectors: Float32Array) -> None:
         clusters, width = vectors.shape
         padded = np.zeros((-(-clusters // _TILE) * _TILE, width), np.float32)
         padded[:clusters] = vectors
-        self._tiles = sealed(np.ascontiguousarray(padded.reshape(-1, _TILE, width).transpose(0, 2, 1)))
+        codes, scales = in_bytes(padded)
+        self._tiles = sealed(np.ascontiguousarray(codes.reshape(-1, _TILE, width).transpose(0, 2, 1)))
+        self._scales = sealed(scales)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the copy."""
-        return int(self._tiles.nbytes)
+        return int(self._tiles.nbytes + self._scales.nbytes)
 
     def scores(self, users: Float32Array) -> Float32Array:
         """float32[m, K rounded up to 64]: the scores of all clusters for m vectors; what fills up the last has 0.
@@ -67,38 +73,19 @@ class Scorer:
         A row's scores do not depend on the other rows.
         """
         out = np.empty((users.shape[0], self._tiles.shape[0] * _TILE), np.float32)
-        _score(users, self._tiles, out)
+        _score(users, self._tiles, self._scales, out)
         return out
 
 
-@njit(nogil=True, cache=True, fastmath={"contract"})
-def _score_tile(user, tile, y):  # type: ignore[no-untyped-def]
-    """Set y = user tile. Products and sums are fused, the same way for every query: there is one form of this loop."""
-    terms, width = tile.shape
-    for c in range(width):
-        y[c] = np.float32(0)
-    whole = terms - terms % 8
-    for k in range(0, whole, 8):
-        w0, w1, w2, w3 = tile[k], tile[k + 1], tile[k + 2], tile[k + 3]
-        w4, w5, w6, w7 = tile[k + 4], tile[k + 5], tile[k + 6], tile[k + 7]
-        a0, a1, a2, a3 = user[k], user[k + 1], user[k + 2], user[k + 3]
-        a4, a5, a6, a7 = user[k + 4], user[k + 5], user[k + 6], user[k + 7]
-        for c in range(_TILE):
-            y[c] = (
-                y[c] + a0 * w0[c] + a1 * w1[c] + a2 * w2[c] + a3 * w3[c] + a4 * w4[c] + a5 * w5[c] + a6 * w6[c]
-                + a7 * w7[c]
-            )  # fmt: skip
-    for k in range(whole, terms):
-        w0, a0 = tile[k], user[k]
-        for c in range(_TILE):
-            y[c] += a0 * w0[c]
-
-
 @njit(nogil=True, cache=True)
-def _score(users, tiles, out):  # type: ignore[no-untyped-def]
+def _score(users, tiles, scales, out):  # type: ignore[no-untyped-def]
+    nothing = np.zeros(_TILE, np.float32)
+    block = np.empty((users.shape[0], _TILE), np.float32)
     for t in range(tiles.shape[0]):
+        multiply(users, tiles[t], nothing, block)
         for q in range(users.shape[0]):
-            _score_tile(users[q], tiles[t], out[q, t * _TILE : (t + 1) * _TILE])
+            for c in range(_TILE):
+                out[q, t * _TILE + c] = block[q, c] * scales[t * _TILE + c]
 
 
 class Found:
@@ -127,8 +114,10 @@ class Merger:
     def __init__(self, lists: ClusterLists, chunk: int = CHUNK) -> None:
         self._lists, self._chunk = lists, chunk
         self._found = Found()
-        self._cursors = np.empty((lists.clusters, 2), np.int32)
-        self._heap = np.empty(lists.clusters + 1, np.uint64)
+        self._passed = np.empty(lists.clusters, np.int32)
+        self._starts, self._order = np.empty((0, 3), np.int32), np.empty((2, 0), np.uint64)
+        # Clusters that a query has use for, for each chunk that is wanted.
+        self._used = np.ones(1)
 
     def merge(self, scores: Float32Array, asked: BoolArray, most: int, excluded: RaggedRows) -> Found:
         """Return the first `most` items of the merged lists of each query that is asked.
@@ -145,28 +134,17 @@ class Merger:
             found.slots, found.clusters = np.empty(needed, np.int32), np.empty(needed, np.int32)
             found.scores = np.empty(needed, np.float32)
         found.offsets = np.empty(asked.size + 1, np.int64)
-        arguments = (
-            scores, asked, most, self._chunk, self._lists.heads, *self._lists.state, sealed(excluded.rows),
-            excluded.offsets, self._cursors, self._heap, found.slots, found.clusters, found.scores, found.offsets,
-        )  # fmt: skip
-        _merge(*arguments)
-        return found
-
-
-@njit(nogil=True, cache=True)
-def _sift(heap, count, at):  # type: ignore[no-untyped-def]
-    """Let the entry at a place of a max-heap of `count` sink to where it belongs."""
-    key = heap[at]
-    heap[count] = np.uint64(0)  # so that the last one's missing sibling is the lesser
-    child = 2 * at + 1
-    while child < count:
-        child += np.int64(heap[child + 1] > heap[child])  # no branch: nobody could guess it
-        if heap[child] <= key:
-            break
-        heap[at] = heap[child]
-        at = child
-        child = 2 * at + 1
-    heap[at] = key
+        while True:
+            arguments = (
+                scores, asked, most, self._chunk, self._lists.heads, *self._lists.state, sealed(excluded.rows),
+                excluded.offsets, self._used, self._passed, self._starts, self._order, found.slots, found.clusters,
+                found.scores, found.offsets,
+            )  # fmt: skip
+            chunks = _merge(*arguments)
+            if chunks <= len(self._starts):
+                return found
+            room = chunks * 5 // 4
+            self._starts, self._order = np.empty((room, 3), np.int32), np.empty((2, room), np.uint64)
 
 
 @njit(nogil=True, cache=True)
@@ -192,8 +170,9 @@ def _bound(line, heads, wanted, sample, one, bits):  # type: ignore[no-untyped-d
 @njit(nogil=True, cache=True)
 def _merge(  # type: ignore[no-untyped-def]
     scores, asked, most, chunk, heads, offsets, rows, base_biases, touched, blocks, ints, floats,
-    excluded, excluded_offsets, cursors, heap, out_slots, out_clusters, out_scores, out_offsets,
+    excluded, excluded_offsets, used, passed, starts, order, out_slots, out_clusters, out_scores, out_offsets,
 ):  # fmt: skip
+    """Return how many chunks there is room needed for; only where there is as much is everything written."""
     clusters = heads.size
     column, pairs = base_biases.reshape(-1, 1), ints.reshape(-1, 2)
     sample = np.empty(2 * _SAMPLE, np.uint64)
@@ -224,113 +203,138 @@ def _merge(  # type: ignore[no-untyped-def]
                 banned[at] = excluded[p]
         line = scores[m]
         m += 1
-        wanted = int(ENTER * (most // chunk + 1)) + 16
-        bound, entered = np.float32(np.inf), False
-        count = 0
-        end = written + most
-        while written < end:
-            one[0] = np.float32(0)
-            if count:
-                bits[0] = bits_of(heap[0])
-            if not entered or ((count == 0 or one[0] < bound) and bound > _LOWEST):
-                above = bound
-                bound = _bound(line, heads, wanted, sample, one, bits)
-                if entered and not bound < above:
-                    bound = _LOWEST
-                wanted *= 4
-                entered = True
-                for k in range(clusters):
-                    key = line[k] + heads[k]
-                    if key >= bound and key < above:
-                        one[0] = key
-                        heap[count] = sort_key(bits[0], k)
-                        cursors[k, 0] = cursors[k, 1] = 0
-                        count += 1
-                        # Its first chunk is on its way while the others enter.
-                        if touched[k]:
-                            prefetch(pairs, blocks[k, 0], 0)  # type: ignore[call-arg]
-                            prefetch(pairs, blocks[k, 0] + blocks[k, 1], 0)
-                        else:
-                            prefetch(column, offsets[k], 0)  # type: ignore[call-arg]
-                for at in range(count // 2 - 1, -1, -1):
-                    _sift(heap, count, at)
-                continue
-            if count == 0:
+        whole = most // chunk + 1
+        wanted = int(ENTER * used[0] * whole) + 16
+        count = reach = 0
+        while True:
+            bound = _bound(line, heads, wanted, sample, one, bits)
+            reach = 0
+            for k in range(clusters):  # no branch: nobody could guess it
+                passed[reach] = k
+                reach += line[k] + heads[k] >= bound
+            # The lists lie anywhere in memory: all are on their way before the first is read.
+            room = 0
+            for i in range(reach):
+                k = passed[i]
+                if touched[k]:
+                    room += (blocks[k, 1] + blocks[k, 2]) // chunk + 1
+                    _ask(pairs, blocks[k, 0], 0)
+                    _ask(pairs, blocks[k, 0] + blocks[k, 1], 0)
+                else:
+                    room += (offsets[k + 1] - offsets[k]) // chunk + 1
+                    _ask(column, offsets[k], 0)
+                    _ask(column, offsets[k] + 2 * chunk, 0)
+            if room > starts.shape[0]:
+                return room
+            count = total = 0
+            for i in range(reach):
+                mine = np.int64(passed[i])
+                score = line[mine]
+                if touched[mine] or forbids:
+                    count, total = _chunks(
+                        mine, score, bound, chunk, offsets, rows, base_biases, touched, blocks, ints, floats, forbids,
+                        banned, mask, starts, order[0], count, total, one, bits,
+                    )  # fmt: skip
+                    continue
+                last = offsets[mine + 1]
+                for at in range(offsets[mine], last, chunk):
+                    one[0] = score + base_biases[at] + np.float32(0)  # -0 has no place of its own
+                    if one[0] < bound:
+                        break
+                    starts[count, 0], starts[count, 1], starts[count, 2] = mine, at, 0
+                    order[0, count] = ~sort_key(bits[0], count)
+                    count += 1
+                    total += min(chunk, last - at)
+            if total >= most or bound == _LOWEST:
                 break
-            top = heap[0]
-            mine = np.int64(row_of(top))
+            wanted *= 2
+        line_of = order[sort_digits(order, count, 32)]
+        end = written + most
+        needed = 0
+        for i in range(count):
+            needed += 1
+            place = np.int64(line_of[i] & np.uint64(0xFFFFFFFF))
+            mine, here, beside = (
+                np.int64(starts[place, 0]),
+                np.int64(starts[place, 1]),
+                np.int64(starts[place, 2]),
+            )
             score = line[mine]
-            taken = 0
-            key = np.uint64(0)
-            if not touched[mine]:
-                at, last = offsets[mine] + cursors[mine, 0], offsets[mine + 1]
-                while at < last:
-                    if not (forbids and _is_in(banned, mask, rows[at])):
-                        one[0] = score + base_biases[at]
-                        if taken == 0 or taken == chunk:
-                            key = sort_key(bits[0], mine)
-                            if taken == chunk or key < top:
-                                break
-                        out_slots[written], out_clusters[written], out_scores[written] = at, mine, one[0]
-                        written += 1
-                        taken += 1
-                        if written == end:
-                            break
-                    at += 1
-                cursors[mine, 0] = at - offsets[mine]
-                there = at < last
-            elif blocks[mine, 1] == 0:
-                at, last = blocks[mine, 0] + cursors[mine, 0], blocks[mine, 0] + blocks[mine, 2]
-                while at < last:
-                    slot = ints[2 * at]
-                    if not (forbids and _is_in(banned, mask, row_at(slot, rows))):
-                        one[0] = score + floats[2 * at + 1]
-                        if taken == 0 or taken == chunk:
-                            key = sort_key(bits[0], mine)
-                            if taken == chunk or key < top:
-                                break
-                        out_slots[written], out_clusters[written], out_scores[written] = slot, mine, one[0]
-                        written += 1
-                        taken += 1
-                        if written == end:
-                            break
-                    at += 1
-                cursors[mine, 0] = at - blocks[mine, 0]
-                there = at < last
+            if not touched[mine] and not forbids:
+                few = min(chunk, offsets[mine + 1] - here, end - written)
+                for j in range(few):
+                    out_slots[written + j], out_clusters[written + j] = here + j, mine
+                    out_scores[written + j] = score + base_biases[here + j]
+                written += few
             else:
-                at, beside = np.int64(cursors[mine, 0]), np.int64(cursors[mine, 1])
-                there = False
-                while True:
-                    slot, bias, at, beside, from_list = next_entry(
-                        at, beside, blocks[mine], ints, floats, rows
+                taken = 0
+                while taken < chunk and written < end:
+                    slot, bias, here, beside, from_list = _next(
+                        mine, here, beside, offsets, rows, base_biases, touched, blocks, ints, floats
                     )
                     if slot < 0:
                         break
                     if not (forbids and _is_in(banned, mask, row_at(slot, rows))):
-                        one[0] = score + bias
-                        if taken == 0 or taken == chunk:
-                            key = sort_key(bits[0], mine)
-                            if taken == chunk or key < top:
-                                there = True
-                                break
-                        out_slots[written], out_clusters[written], out_scores[written] = slot, mine, one[0]
+                        out_slots[written], out_clusters[written], out_scores[written] = (
+                            slot,
+                            mine,
+                            score + bias,
+                        )
                         written += 1
                         taken += 1
-                        if written == end:
-                            break
                     if from_list:
-                        at += 1
+                        here += 1
                     else:
                         beside += 1
-                cursors[mine, 0], cursors[mine, 1] = at, beside
-            if there:
-                heap[0] = key
-            else:
-                count -= 1
-                heap[0] = heap[count]
-            if count:
-                _sift(heap, count, 0)
+            if written == end:
+                break
+        if count:
+            used[0] += (np.float64(reach) * needed / count / whole - used[0]) / 8
         out_offsets[q + 1] = written
+    return 0
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _next(k, at, beside, offsets, rows, base_biases, touched, blocks, ints, floats):  # type: ignore[no-untyped-def]
+    """As `next_entry`, of a cluster that may have no block: then `at` is a slot."""
+    if touched[k]:
+        return next_entry(at, beside, blocks[k], ints, floats, rows)
+    if at < offsets[k + 1]:
+        return np.int64(at), base_biases[at], at, beside, True
+    return np.int64(-1), np.float32(0), at, beside, True
+
+
+@njit(nogil=True, cache=True)
+def _chunks(  # type: ignore[no-untyped-def]
+    k, score, bound, chunk, offsets, rows, base_biases, touched, blocks, ints, floats, forbids, banned, mask, starts,
+    order, count, total, one, bits,
+):  # fmt: skip
+    """Add the chunks of a cluster whose keys reach the bound; return chunks and items there are with them.
+
+    One that the bound cuts off may be counted with fewer items than it has.
+    """
+    at, beside = np.int64(0) if touched[k] else offsets[k], np.int64(0)
+    taken = 0
+    while True:
+        slot, bias, at, beside, from_list = _next(
+            k, at, beside, offsets, rows, base_biases, touched, blocks, ints, floats
+        )
+        if slot < 0:
+            return count, total
+        if not (forbids and _is_in(banned, mask, row_at(slot, rows))):
+            if taken % chunk == 0:
+                one[0] = score + bias + np.float32(0)
+                if one[0] < bound:
+                    return count, total
+                starts[count, 0], starts[count, 1], starts[count, 2] = k, at, beside
+                order[count] = ~sort_key(bits[0], count)
+                count += 1
+            taken += 1
+            total += 1
+        if from_list:
+            at += 1
+        else:
+            beside += 1
 
 
 @njit(nogil=True, cache=True)

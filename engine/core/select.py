@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+DIGIT = 11
+"""Bits of a digit that numbers are sorted by: three of them are a float32."""
+
 
 @njit(nogil=True, cache=True, inline="always")
 def sort_key(score_bits, row):  # type: ignore[no-untyped-def]
@@ -75,6 +78,44 @@ def offer(keys, count, keep, worst, key):  # type: ignore[no-untyped-def]
             count = keep
             worst = keys[keep - 1]
     return count, worst
+
+
+@njit(nogil=True, cache=True)
+def sort_digits(lines, count, lowest):  # type: ignore[no-untyped-def]
+    """Sort numbers by their bits from `lowest` on, the least first; equal ones stay in their order.
+
+    A radix sort, digit by digit from the last one: of hundreds it takes a fraction of what comparing them does, as there
+    is nothing to guess.
+
+    Args:
+        lines: uint64 [2, count or more]; the numbers are in the first line. Overwritten.
+        count: how many.
+        lowest: 0 to 63.
+
+    Returns:
+        In which of the two lines they stand sorted.
+    """
+    counts = np.empty(1 << DIGIT, np.int64)
+    digits = np.uint64((1 << DIGIT) - 1)
+    here = 0
+    for shift in range(lowest, 64, DIGIT):
+        read, write = lines[here], lines[1 - here]
+        counts[:] = 0
+        for i in range(count):
+            counts[(read[i] >> np.uint64(shift)) & digits] += 1
+        if count and counts[(read[0] >> np.uint64(shift)) & digits] == count:
+            continue
+        begin = np.int64(0)
+        for digit in range(counts.size):
+            of = counts[digit]
+            counts[digit] = begin
+            begin += of
+        for i in range(count):
+            digit = (read[i] >> np.uint64(shift)) & digits
+            write[counts[digit]] = read[i]
+            counts[digit] += 1
+        here = 1 - here
+    return here
 
 
 @njit(nogil=True, cache=True)

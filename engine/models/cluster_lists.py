@@ -9,7 +9,9 @@ items is read in one go, where eight rows of a table in the catalogue's order wo
 | `lists.rows` | int32[items] | the items of cluster after cluster, by falling bias; those in none behind all |
 | `lists.places` | int32[items] | where each item stands in `lists.rows` |
 | `lists.bias` | float32[items] | v_bias, in that order |
-| `lists.vectors`, `lists.rank_bias` | float32 [items, e], [items, T] | z and b of the ranking step, in that order |
+| `lists.vectors` | int8[items, e rounded up to 16] | z of the ranking step, in that order, in bytes; zeros behind |
+| `lists.scales` | float32[items] | z is nearly its bytes times this |
+| `lists.rank_bias` | float32[items, T] | b of the ranking step, in that order |
 """
 
 from __future__ import annotations
@@ -19,11 +21,12 @@ from collections.abc import Mapping
 import numpy as np
 
 from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
+from engine.models.tiles import in_wide_bytes
 from engine.models.vq_spec import VqSpec
 
 PREFIX = "lists."
 
-_BY_ROW = {"rank.item_vectors": "lists.vectors", "rank.item_bias": "lists.rank_bias"}
+_BY_ROW = ("rank.item_vectors", "rank.item_bias")
 
 
 def as_served(spec: VqSpec, arrays: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
@@ -45,7 +48,9 @@ def as_served(spec: VqSpec, arrays: Mapping[str, AnyArray]) -> dict[str, AnyArra
     made |= {"lists.offsets": offsets, "lists.rows": rows, "lists.places": places}
     made["lists.bias"] = made["item_bias"][rows]
     if spec.rank != "none":
-        made |= {to: np.ascontiguousarray(arrays[name][rows]) for name, to in _BY_ROW.items()}
+        vectors, biases = (arrays[name] for name in _BY_ROW)
+        made["lists.vectors"], made["lists.scales"] = in_wide_bytes(vectors, rows)
+        made["lists.rank_bias"] = np.ascontiguousarray(biases[rows])
     return {name: array for name, array in made.items() if name not in _BY_ROW}
 
 

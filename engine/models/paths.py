@@ -36,6 +36,7 @@ from engine.core.options import Options
 from engine.core.select import row_of, select_top, sort_key
 from engine.core.types import AnyArray, Float32Array, Float64Array, Int64Array
 from engine.models.dense import dense, dot
+from engine.models.tiles import multiply, wide, widened
 from engine.models.towers import Weights
 
 MOST_PATHS = 2**62
@@ -100,12 +101,13 @@ class PathModel:
         self.spec = spec
         weights = Weights(arrays, "user")
         e, first_width = spec.dimension, spec.linears(0)[0][1]
+        room = widened(first_width)
         nodes = [
             weights.named(f"paths.nodes.{d}.weight", spec.width, e).astype(np.float64)
             for d in range(spec.depth - 1)
         ]
-        users = np.empty((e, spec.depth * first_width), np.float32)
-        bias = np.empty(spec.depth * first_width, np.float32)
+        users = np.zeros((e, spec.depth * room), np.float32)
+        bias = np.zeros(spec.depth * room, np.float32)
         parts: list[AnyArray] = []
         plan = np.zeros((spec.depth, 2), np.int64)
         written = 0
@@ -124,17 +126,18 @@ class PathModel:
                 for at, (inner, out) in enumerate(spec.linears(d))
             ]
             whole, own = linears[0]
-            mine = slice(d * first_width, (d + 1) * first_width)
+            mine = slice(d * room, d * room + first_width)
             users[:, mine], bias[mine] = whole[:, :e].T, own
             plan[d, 0] = written
             for at in range(d):
-                put(nodes[at] @ whole[:, (at + 1) * e : (at + 2) * e].T.astype(np.float64))
+                put(wide(nodes[at] @ whole[:, (at + 1) * e : (at + 2) * e].T.astype(np.float64)))
             plan[d, 1] = written
             for weight, own in linears[1:]:
-                put(weight.T)
-                put(own)
-        widths = np.array([out for _, out in spec.linears(0)], np.int64)
-        self._arguments = (users, bias, np.concatenate([*parts, np.empty(0, np.float32)]), plan, widths)
+                put(wide(wide(weight).T))
+                put(wide(own))
+        widths = np.array([widened(out) for _, out in spec.linears(0)], np.int64)
+        flat = np.concatenate([*parts, np.empty(0, np.float32)])
+        self._arguments = (users, bias, flat, plan, widths, spec.width)
 
     @classmethod
     def load(cls, spec: PathSpec, arrays: Mapping[str, AnyArray]) -> Self:
@@ -163,61 +166,6 @@ class PathModel:
         logs = np.empty((users.shape[0], beam), np.float32)
         _beam(users, *self._arguments, paths, logs)
         return paths, logs
-
-
-@njit(nogil=True, cache=True, fastmath={"contract"})
-def _products(x, weight, bias, out):  # type: ignore[no-untyped-def]
-    """Set out = x weight + bias, as `dense` does, with products and sums fused: twice as fast.
-
-    That the last bits depend on how many rows there are is no harm here: the rows are one user's, whoever else asks.
-
-    Args:
-        x: float32[n, k]; weight: float32[k, m]; bias: float32[m]; out: float32[n, m], no part of x.
-    """
-    n, terms = x.shape
-    columns = weight.shape[1]
-    whole = terms - terms % 4
-    for r in range(0, n - n % 4, 4):
-        y0, y1, y2, y3 = out[r], out[r + 1], out[r + 2], out[r + 3]
-        x0, x1, x2, x3 = x[r], x[r + 1], x[r + 2], x[r + 3]
-        for c in range(columns):
-            y0[c] = bias[c]
-            y1[c] = bias[c]
-            y2[c] = bias[c]
-            y3[c] = bias[c]
-        for k in range(0, whole, 4):
-            w0, w1, w2, w3 = weight[k], weight[k + 1], weight[k + 2], weight[k + 3]
-            a0, a1, a2, a3 = x0[k], x0[k + 1], x0[k + 2], x0[k + 3]
-            b0, b1, b2, b3 = x1[k], x1[k + 1], x1[k + 2], x1[k + 3]
-            c0, c1, c2, c3 = x2[k], x2[k + 1], x2[k + 2], x2[k + 3]
-            d0, d1, d2, d3 = x3[k], x3[k + 1], x3[k + 2], x3[k + 3]
-            for c in range(columns):
-                p, q, s, t = w0[c], w1[c], w2[c], w3[c]
-                y0[c] = y0[c] + a0 * p + a1 * q + a2 * s + a3 * t
-                y1[c] = y1[c] + b0 * p + b1 * q + b2 * s + b3 * t
-                y2[c] = y2[c] + c0 * p + c1 * q + c2 * s + c3 * t
-                y3[c] = y3[c] + d0 * p + d1 * q + d2 * s + d3 * t
-        for k in range(whole, terms):
-            w0 = weight[k]
-            a0, b0, c0, d0 = x0[k], x1[k], x2[k], x3[k]
-            for c in range(columns):
-                y0[c] += a0 * w0[c]
-                y1[c] += b0 * w0[c]
-                y2[c] += c0 * w0[c]
-                y3[c] += d0 * w0[c]
-    for r in range(n - n % 4, n):
-        y0, x0 = out[r], x[r]
-        for c in range(columns):
-            y0[c] = bias[c]
-        for k in range(0, whole, 4):
-            w0, w1, w2, w3 = weight[k], weight[k + 1], weight[k + 2], weight[k + 3]
-            a0, a1, a2, a3 = x0[k], x0[k + 1], x0[k + 2], x0[k + 3]
-            for c in range(columns):
-                y0[c] = y0[c] + a0 * w0[c] + a1 * w1[c] + a2 * w2[c] + a3 * w3[c]
-        for k in range(whole, terms):
-            w0, a0 = weight[k], x0[k]
-            for c in range(columns):
-                y0[c] += a0 * w0[c]
 
 
 @njit(nogil=True, cache=True)
@@ -256,28 +204,34 @@ def _exponentials(x, powers):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _continued(logits, parents, terms, scales, powers):  # type: ignore[no-untyped-def]
-    """Turn every row of float32[n, m] into the log of its softmax plus its parent's log, in place.
+def _continued(logits, parents, worst, terms, scales, powers, likeliest):  # type: ignore[no-untyped-def]
+    """Turn rows of float32[n, m or more] into the logs of their softmax plus their parents' logs, in place.
 
-    No child is above its parent, whatever was rounded.
+    No child is above its parent, whatever was rounded. A row whose likeliest child is below `worst` is left half done.
 
     Args:
-        logits: the rows.
+        logits: the rows; what is behind the m columns becomes -inf.
         parents: float32[n].
+        worst: float32, of what matters.
         terms: float32[m]; scales: float32[m], whose bits are powers: int32[m]. Overwritten.
+        likeliest: float32[n], filled: each row's largest.
     """
+    width = terms.size
     for r in range(logits.shape[0]):
-        row = logits[r]
+        row = logits[r, :width]
         largest = _largest(row)
-        for j in range(row.size):
+        for j in range(width):
             row[j] -= largest
             terms[j] = row[j]
         _exponentials(terms, powers)
         # One of the terms is exp(0): the sum is no less than 1.
         total = np.log(max(dot(terms, scales), np.float32(1)))
         parent = parents[r]
-        for j in range(row.size):
-            row[j] = parent + (row[j] - total)
+        likeliest[r] = parent + (np.float32(0) - total)
+        if likeliest[r] >= worst:
+            for j in range(width):
+                row[j] = parent + (row[j] - total)
+            logits[r, width:] = np.float32(-np.inf)
 
 
 @njit(nogil=True, cache=True)
@@ -353,21 +307,22 @@ def _rectify(x):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _beam(users, first, bias, flat, plan, widths, paths, logs):  # type: ignore[no-untyped-def]
+def _beam(users, first, bias, flat, plan, widths, width, paths, logs):  # type: ignore[no-untyped-def]
     """Search for every user; `PathModel.beam` says what for.
 
     Args:
         users: float32[n, e].
         first: float32[e, D w], the parts of the first Linears that read the user, layer after layer; bias: float32[D w].
         flat: float32[...], per layer d the tables of its d nodes, [K, w] each, then weight [in, out] and bias of each
-            further Linear.
+            further Linear. All widths here are rounded up to 16, with zeros.
         plan: int64[D, 2], where in `flat` the tables of each layer begin, and where its Linears.
-        widths: int64[Linears], the width that each ends in.
+        widths: int64[Linears], the width that each ends in, rounded up.
+        width: K.
         paths: int64[n, B], logs: float32[n, B]: filled.
     """
     n, beam = paths.shape
     depth, w = plan.shape[0], widths[0]
-    width = widths[widths.size - 1]
+    padded = widths[widths.size - 1]
     widest = 0
     for at in range(widths.size):
         widest = max(widest, widths[at])
@@ -376,8 +331,9 @@ def _beam(users, first, bias, flat, plan, widths, paths, logs):  # type: ignore[
     read, write = np.empty(_BLOCK * widest, np.float32), np.empty(_BLOCK * widest, np.float32)
     terms, scales = np.empty(width, np.float32), np.empty(width, np.float32)
     powers = scales.view(np.int32)
-    keys = np.empty(beam + _BLOCK * width, np.uint64)
+    keys = np.empty(2 * beam + _BLOCK * width, np.uint64)
     tops = np.empty(beam, np.float32)
+    likeliest = np.empty(_BLOCK, np.float32)
     score = np.empty(1, np.float32)
     bits = score.view(np.uint32)
     nodes, next_nodes = np.empty((beam, depth), np.int64), np.empty((beam, depth), np.int64)
@@ -393,11 +349,12 @@ def _beam(users, first, bias, flat, plan, widths, paths, logs):  # type: ignore[
             count = 0
             worst = np.float32(-np.inf)
             for begin in range(0, have, _BLOCK):
-                if count >= keep:
+                # To cut back is dear: only when there is something to cut. Any bound that is not too high will do.
+                if count >= 2 * keep:
                     bits[0] = _score_bits(_least(keys, count, keep))
                     count, worst = keep, score[0]
-                    if log[begin] <= worst:
-                        break
+                if count >= keep and log[begin] <= worst:
+                    break
                 rows = min(_BLOCK, have - begin)
                 x = read[: rows * w].reshape((rows, w))
                 _first_hidden(base[q, d * w : (d + 1) * w], tables, nodes[begin:], d, x)
@@ -408,14 +365,16 @@ def _beam(users, first, bias, flat, plan, widths, paths, logs):  # type: ignore[
                     weight = flat[at : at + inner * outer].reshape((inner, outer))
                     at += inner * outer
                     y = write[: rows * outer].reshape((rows, outer))
-                    _products(x, weight, flat[at : at + outer], y)
+                    multiply(x, weight, flat[at : at + outer], y)
                     at += outer
                     x = y
                     read, write = write, read
-                _continued(x, log[begin:], terms, scales, powers)
+                _continued(x, log[begin:], worst, terms, scales, powers, likeliest)
                 if begin == 0 and rows * width >= keep:
-                    worst = _bound(read[: rows * width], keep, tops)
+                    worst = _bound(read[: rows * padded], keep, tops)
                 for r in range(rows):
+                    if likeliest[r] < worst:
+                        continue
                     row = x[r]
                     for j in range(width):
                         if row[j] >= worst:

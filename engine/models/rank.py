@@ -10,6 +10,9 @@ is multiplied out before the first item is looked at:
   (Wz + Wc diag(p)) z + (Wa Wo v) softmax(..) + (Wp p + Wa bo + b): one product of (z, softmax) with a matrix.
 
 An item costs e H l + (e + H l) h multiplications and H l exponentials; h is the width of the first layer.
+
+Items of the build are in bytes, one per number, and a scale (`engine/ann/lists.py` has how): what such a step waits for
+is memory. Users and what was published since are float32.
 """
 
 from __future__ import annotations
@@ -22,10 +25,13 @@ from numba import njit
 
 from engine.ann.kernels import prefetch
 from engine.core.errors import SnapshotError
-from engine.core.types import AnyArray, BoolArray, Float32Array, Int32Array, Int64Array
+from engine.core.types import AnyArray, BoolArray, Float32Array, Int8Array, Int32Array, Int64Array
 from engine.models.dense import dense, dense_relu, dot, softmax
+from engine.models.tiles import product, wide, widened
 from engine.models.towers import Weights
 from engine.models.vq_spec import VqSpec
+
+_ask: Any = prefetch  # to a type checker a call of an intrinsic never returns
 
 _BLOCK = 64
 """Items whose products of the complex step are made together."""
@@ -33,8 +39,8 @@ _BLOCK = 64
 _AHEAD = 16
 """Items whose vectors are asked for before they are compared: two chunks of a cluster."""
 
-_LINE = 16
-"""Numbers in a line of the cache."""
+_LINE = 64
+"""Bytes in a line of the cache."""
 
 
 class RankStep:
@@ -44,7 +50,9 @@ class RankStep:
         spec: of the model, whose `rank` is not "none".
         arrays: `rank.*`.
         weights: float32[T], of the tasks; they add up to 1.
-        vectors: float32[items, e], z of the items, in the order in which they are asked for (by slots).
+        codes: int8[items, e rounded up to 16] and
+        scales: float32[items], z of the items as `cluster_lists.py` has it, in the order in which they are asked for (by
+            slots).
         biases: float32[items, T], b in that order.
 
     Raises:
@@ -56,13 +64,16 @@ class RankStep:
         spec: VqSpec,
         arrays: Mapping[str, AnyArray],
         weights: Float32Array,
-        vectors: Float32Array,
+        codes: Int8Array,
+        scales: Float32Array,
         biases: Float32Array,
     ) -> None:
         parts = Weights(arrays, "user")
         e, tasks = spec.rank_dimension, len(spec.tasks)
         self._spec, self._weights = spec, _sealed(np.ascontiguousarray(weights, np.float32))
-        self._vectors, self._biases = _sealed(vectors), _sealed(biases)
+        self._codes, self._scales = _sealed(codes), _sealed(scales)
+        # One number an item is left of the tasks': with one task it is the mapped one.
+        self._biases = _sealed(biases.reshape(-1) if tasks == 1 else biases @ self._weights)
         self._layers = [
             (
                 parts.named(f"rank.user.layers.{at}.weight", out, inner),
@@ -73,15 +84,17 @@ class RankStep:
         if spec.rank == "two_tower":
             weight, bias = self._layers[-1]
             mixed = np.tensordot(self._weights, weight.reshape(tasks, e, -1), 1)
-            self._layers[-1] = (mixed, self._weights @ bias.reshape(tasks, e))
+            # Zeros behind each user's p: the products with items are of so many terms.
+            self._layers[-1] = (wide(mixed.T).T, wide(self._weights @ bias.reshape(tasks, e)))
         self._layers = [
             (_turned(weight), _sealed(np.ascontiguousarray(bias))) for weight, bias in self._layers
         ]
         self._items = parts.named("rank.items.weight", spec.tower.items + 1, e)
         self._project = _turned(parts.named("rank.project.weight", e, spec.tower.dimension))
-        self._code_biases = parts.named("rank.bias.weight", spec.tower.items + 1, tasks)
+        self._unknown = parts.named("rank.bias.weight", spec.tower.items + 1, tasks)[0] @ self._weights
         # Items published since the build; one that nothing is known of is whoever code 0 stands for.
-        self._fresh, self._fresh_biases = np.empty((0, e), np.float32), np.empty((0, tasks), np.float32)
+        self._fresh = np.empty((0, widened(e)), np.float32)
+        self._fresh_biases = np.empty(0, np.float32)
         self._complex: tuple[Any, ...] = ()
         if spec.rank == "complex":
             self._complex = self._multiplied_out(parts)
@@ -98,7 +111,8 @@ class RankStep:
             spec,
             arrays,
             weights,
-            parts.named(f"{prefix}.vectors", items, spec.rank_dimension),
+            parts.named(f"{prefix}.vectors", items, widened(spec.rank_dimension), dtype=np.int8),
+            parts.named(f"{prefix}.scales", items),
             parts.named(f"{prefix}.rank_bias", items, len(spec.tasks)),
         )
 
@@ -151,7 +165,7 @@ class RankStep:
         self.make_room(int(rows.max(initial=-1)) + 1)
         made = np.empty((rows.size, self._spec.rank_dimension), np.float32)
         dense(vectors, self._project, self._items[0], made)
-        self._fresh[rows - self._spec.tower.items] = made
+        self._fresh[rows - self._spec.tower.items, : made.shape[1]] = made
 
     def make_room(self, rows: int) -> None:
         """Have something to rank each of the first `rows` items by, published since or not."""
@@ -159,13 +173,16 @@ class RankStep:
         have = self._fresh.shape[0]
         if more > have:
             room = max(more, have * 5 // 4, 1024)
-            for name, first in (("_fresh", self._items[0]), ("_fresh_biases", self._code_biases[0])):
-                wider = np.empty((room, first.size), np.float32)
+            for name, first in (("_fresh", wide(self._items[0])), ("_fresh_biases", self._unknown)):
+                wider = np.empty((room, *first.shape), np.float32)
                 wider[:have], wider[have:] = getattr(self, name), first
                 setattr(self, name, wider)
 
     def users(self, x: Float32Array) -> Float32Array:
-        """float32[m, e]: p of m users, its tasks combined, from float32[m, D], the input of the first user tower."""
+        """p of m users, its tasks combined, from float32[m, D], the input of the first user tower.
+
+        float32[m, e]; of the two towers [m, e rounded up to 16], zeros behind.
+        """
         for at, (weight, bias) in enumerate(self._layers):
             out = np.empty((x.shape[0], weight.shape[1]), np.float32)
             if at + 1 < len(self._layers):
@@ -187,14 +204,14 @@ class RankStep:
         """Set float32[t], the scores of the items of each query.
 
         Args:
-            users: float32[m, e], of the queries that are asked, in order, as `users` makes them.
+            users: of the queries that are asked, in order, as `users` makes them.
             asked: bool[n], which of the batch these are.
             slots: int32[t or more], the items of all queries, end to end.
             offsets: int64[n + 1], those of each.
             out: float32[t or more].
             histories: complex: int32[m, t] codes of debiased histories, right-aligned, and int32[m] lengths.
         """
-        given = (self._vectors, self._biases, self._fresh, self._fresh_biases, self._weights)
+        given = (self._codes, self._scales, self._biases, self._fresh, self._fresh_biases)
         if not self._complex:
             _two_tower(users, asked, slots, offsets, *given, out)
             return
@@ -233,28 +250,12 @@ def _turned(weight: AnyArray) -> AnyArray:
     return _sealed(np.ascontiguousarray(np.asarray(weight, np.float32).T))
 
 
-@njit(nogil=True, cache=True, fastmath={"reassoc", "contract"})
-def _product(user, table, row):  # type: ignore[no-untyped-def]
-    """Return the inner product of float32[e] and a row of float32[n, e]; it is summed in one order for all."""
-    total = np.float32(0)
-    for c in range(user.size):
-        total += user[c] * table[row, c]
-    return total
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _bias(table, row, weights):  # type: ignore[no-untyped-def]
-    total = np.float32(0)
-    for t in range(weights.size):
-        total += weights[t] * table[row, t]
-    return total
-
-
 @njit(nogil=True, cache=True)
 def _two_tower(  # type: ignore[no-untyped-def]
-    users, asked, slots, offsets, vectors, biases, fresh, fresh_biases, weights, out
+    users, asked, slots, offsets, codes, scales, biases, fresh, fresh_biases, out
 ):
-    items = vectors.shape[0]
+    items, width = codes.shape
+    numbers, levels = scales.reshape(-1, 1), biases.reshape(-1, 1)
     m = 0
     for q in range(asked.size):
         if not asked[q]:
@@ -265,22 +266,24 @@ def _two_tower(  # type: ignore[no-untyped-def]
         for p in range(offsets[q], end):
             ahead = slots[min(p + _AHEAD, end - 1)]
             if ahead < items:
-                for c in range(0, user.size, _LINE):
-                    prefetch(vectors, ahead, c)  # type: ignore[call-arg]
-                prefetch(biases, ahead, 0)  # type: ignore[call-arg]
+                for c in range(0, width, _LINE):
+                    _ask(codes, ahead, c)
+                _ask(numbers, ahead, 0)
+                _ask(levels, ahead, 0)
             slot = slots[p]
             if slot < items:
-                out[p] = _product(user, vectors, slot) + _bias(biases, slot, weights)
+                out[p] = product(user, codes, slot) * scales[slot] + biases[slot]
             else:
-                out[p] = _product(user, fresh, slot - items) + _bias(fresh_biases, slot - items, weights)
+                at = slot - items
+                out[p] = product(user, fresh, at) + fresh_biases[at]
 
 
 @njit(nogil=True, cache=True)
 def _complex(  # type: ignore[no-untyped-def]
-    users, asked, slots, offsets, vectors, biases, fresh, fresh_biases, weights, histories, lengths, table, heads,
+    users, asked, slots, offsets, codes, scales, biases, fresh, fresh_biases, histories, lengths, table, heads,
     query, key, value, mixing, of_user, of_item, of_cross, first_bias, behind, widths, head, head_bias, out,
 ):  # fmt: skip
-    items, e = vectors.shape
+    items, e = codes.shape[0], table.shape[1]
     part = e // heads
     scale = np.float32(1 / np.sqrt(part))
     hidden = widths[0]
@@ -329,8 +332,12 @@ def _complex(  # type: ignore[no-untyped-def]
             count = min(_BLOCK, offsets[q + 1] - begin)
             for r in range(count):
                 slot = slots[begin + r]
-                for c in range(e):
-                    z[r, c] = vectors[slot, c] if slot < items else fresh[slot - items, c]
+                if slot < items:
+                    for c in range(e):
+                        z[r, c] = np.float32(codes[slot, c]) * scales[slot]
+                else:
+                    for c in range(e):
+                        z[r, c] = fresh[slot - items, c]
             if many:
                 dense(z[:count], turned, nothing[:seen], logits[:count])
             for r in range(count):
@@ -355,11 +362,7 @@ def _complex(  # type: ignore[no-untyped-def]
                 y = after
             for r in range(count):
                 slot = slots[begin + r]
-                bias = (
-                    _bias(biases, slot, weights)
-                    if slot < items
-                    else _bias(fresh_biases, slot - items, weights)
-                )
+                bias = biases[slot] if slot < items else fresh_biases[slot - items]
                 out[begin + r] = dot(y[r], head) + head_bias + bias
 
 

@@ -8,7 +8,7 @@ this is the same in plain NumPy, a row at a time.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numba import njit
@@ -33,16 +33,17 @@ class Weights:
         Raises:
             SnapshotError: it is missing, or of another type or shape.
         """
-        return self.named(f"{self._side}.{name}", *shape)
+        array: Float32Array = self.named(f"{self._side}.{name}", *shape)
+        return array
 
-    def named(self, name: str, *shape: int) -> Float32Array:
-        """Return an array by its whole name; as `get`."""
+    def named(self, name: str, *shape: int, dtype: type = np.float32) -> Any:
+        """Return an array by its whole name, of another type if so wanted; as `get`."""
         array = self._arrays.get(name)
         if array is None:
             raise SnapshotError("the model's specification needs it, and it is not there", name)
-        if array.dtype != np.float32 or array.shape != shape:
+        if array.dtype != dtype or array.shape != shape:
             raise SnapshotError(
-                f"is {array.dtype}{list(array.shape)}, the model's specification says float32{list(shape)}",
+                f"is {array.dtype}{list(array.shape)}, the model's specification says {np.dtype(dtype)}{list(shape)}",
                 name,
             )
         view = array.view()
