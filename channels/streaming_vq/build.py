@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,15 +15,23 @@ from channels.two_tower.bundle import keys_of_items
 from engine.core.channel import BuildContext, Events
 from engine.core.errors import BuildError, ConfigError
 from engine.core.interactions import Interactions
-from engine.core.types import Float32Array, Int32Array, Int64Array
+from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
+from engine.models.encoded import Encoded
 from engine.models.streaming_options import Task
+from engine.models.towers import ItemTower
+from engine.models.vq_spec import VqSpec
 
 if TYPE_CHECKING:
     from engine.training.impressions import ImpressionLog
 
+LEARNT = ("user.", "user_", "item.", "bias.", "codebook.", "rank.", "assignment", "item_bias", "secondary")
+"""How the names of the arrays begin that a training gives, those aside that follow from others."""
+
 
 def build_bundle(channel: str, config: StreamingVqOptions, context: BuildContext) -> None:
     """Replay the log through the trainer and write what it learnt as one bundle.
+
+    Where `context.learnt` has what an earlier training gave, that is written.
 
     Args:
         channel: its name, for errors.
@@ -31,12 +40,16 @@ def build_bundle(channel: str, config: StreamingVqOptions, context: BuildContext
     Raises:
         BuildError: nobody likes anything, there are no times, PyTorch is not installed, or the training fails.
         ConfigError: a feature is not in the data, or of another type; or a task cannot be learnt from a log.
+        SnapshotError: what was learnt earlier is not of these towers.
     """
     liked = context.interactions
     check_liked(channel, context)
     previous = None if context.previous is None else Bundle(context.previous)
     spec, encoders = specified(config, context, previous)
     users, items = encoded_rows(context, encoders)
+    if context.learnt is not None:
+        write_bundle(context, spec, encoders, (users, items), _with_ranked(spec, context.learnt, items))
+        return
     start = None
     if previous is not None and context.previous is not None:
         start = carried_over(channel, spec, encoders, keys_of_items(context), previous, context.previous)
@@ -67,6 +80,18 @@ def build_bundle(channel: str, config: StreamingVqOptions, context: BuildContext
         log=_log_of(channel, config.training.tasks, context, since),
     )
     write_bundle(context, spec, encoders, (users, items), trained.arrays)
+
+
+def _with_ranked(spec: VqSpec, learnt: Mapping[str, AnyArray], items: Encoded) -> dict[str, AnyArray]:
+    """Return what was learnt with what the ranking step has of each item (`engine/models/vq_spec.py`)."""
+    vectors = ItemTower.load(spec.tower, learnt).vectors(items)  # where the weights are of this shape
+    made = dict(learnt)
+    if spec.rank != "none":
+        made["rank.item_vectors"] = (
+            learnt["rank.items.weight"][1:] + vectors @ learnt["rank.project.weight"].T
+        )
+        made["rank.item_bias"] = learnt["rank.bias.weight"][1:]
+    return made
 
 
 def _log_of(

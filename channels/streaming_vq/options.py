@@ -22,8 +22,9 @@ class StreamingVqOptions(Towers):
     metric: Literal["inner"] = "inner"
     """`inner`: an item's popularity is a bias beside the product."""
 
-    clusters: int = Field(default=512, ge=2, le=1_048_576)
-    """K; the paper has 16,384 for one task and 32,768 for several, over 350 million items."""
+    clusters: int = Field(default=256, ge=2, le=1_048_576)
+    """K, an eighth of the items at most; the paper has 16,384 for one task and 32,768 for several, over 350 million
+    items."""
 
     rank: RankKind = "two_tower"
     """The ranking step: `two_tower` compares a second pair of vectors; `complex` lets every item ask the history, and

@@ -25,6 +25,7 @@ from engine.data.dataset import Dataset
 from engine.data.sample import sample_path
 from engine.data.snapshot import SnapshotStore
 from engine.offline.build import build_release
+from engine.offline.learnt import with_learnt
 from engine.online.kernels import LIST, Kernel
 from engine.online.replica import Replica
 from engine.online.state import open_state
@@ -59,12 +60,12 @@ class Calls(event.Listener):
 
 
 def run_everything(folder: Path) -> None:
-    """Build the sample, load it, and run what a server runs before it says SERVING.
+    """Build the sample with the channels that came with it, load it, and run what a server runs before it says SERVING.
 
     Raises:
         StateError: there is no state store to be had.
     """
-    config = load_config(None)
+    config = with_learnt(load_config(None), sample_path())
     store = SnapshotStore(folder)
     build_release(config, Dataset.open(sample_path()), store, SilentProgress())
     with open_state(config) as state:

@@ -30,6 +30,7 @@ from engine.cli.serve import serve
 from engine.cli.synth import synth
 from engine.cli.train import train
 from engine.cli.tune import tune
+from engine.cli.vq_quality import bench_vq_drift, bench_vq_quality
 from engine.console import say_error
 from engine.core.errors import RecallError
 
@@ -85,6 +86,8 @@ app.command("eval")(evaluate)
 app.command("tune")(tune)
 app.command("synth")(synth)
 bench_app.command("deep-retrieval-sweeps")(bench_path_sweeps)
+bench_app.command("streaming-vq-quality")(bench_vq_quality)
+bench_app.command("streaming-vq-drift")(bench_vq_drift)
 app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(inspect_app, name="inspect")

@@ -20,7 +20,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from engine import console
-from engine.cli import story
+from engine.cli import story, streaming_story
 from engine.cli.build import BuildReport, run_build
 from engine.cli.common import Id, parse_id, settings
 from engine.core.errors import StateError
@@ -63,9 +63,16 @@ def demo(
     user: Annotated[
         str | None, typer.Option(help="Ask for this user. Default: one with a telling answer.")
     ] = None,
+    train: Annotated[
+        bool,
+        typer.Option(
+            "--train/--no-train", help="Let streaming VQ learn meanwhile, where PyTorch is installed."
+        ),
+    ] = True,
 ) -> None:
     """Build a real data set, serve it and ask it: the whole way in one command."""
     from engine.data.sample import sample_path
+    from engine.offline.learnt import with_learnt
     from engine.online.replica import Replica
     from engine.online.state import open_state
 
@@ -87,27 +94,7 @@ def demo(
             out.print(_indented(f"Without live state: {error}", "yellow"))
             state = None
         replica = Replica.open(config, store, state=state)
-        asyncio.run(_serve_and_ask(config, replica, report.dataset, store, once, user, state))
-
-
-def with_learnt(config: Config, source: Path) -> Config:
-    """Return the configuration with the channels in the default scene that came with the data set, trained: they are
-    asked for as much as the scene's first channel."""
-    from engine.data.dataset import Dataset
-    from engine.data.learnt import learnt_channels
-
-    found = learnt_channels(source)
-    data = Dataset.open(source).fingerprint() if found else ""
-    for name, made_of in found.items():
-        if made_of["dataset"] != data:
-            continue
-        config = config.with_channel_options({name: made_of["options"]}, f"{name}.model.npz")
-        scene = config.scenes["default"]
-        quotas = {**scene.quotas, name: max(scene.quotas.values())}
-        config = config.model_copy(
-            update={"scenes": {**config.scenes, "default": scene.model_copy(update={"quotas": quotas})}}
-        )
-    return config
+        asyncio.run(_serve_and_ask(config, replica, report.dataset, store, once, user, state, train))
 
 
 def _compile_kernels() -> None:
@@ -152,6 +139,7 @@ async def _serve_and_ask(
     once: bool,
     user: str | None,
     state: State | None,
+    train: bool,
 ) -> None:
     """Run the server in this process, ask it from a thread over the network, and serve on until a signal."""
     from engine.online.server import serve
@@ -177,9 +165,9 @@ async def _serve_and_ask(
             target = f"{config.server.host}:{listening.result()}"
             spent = console.seconds(time.monotonic() - began)
             console.output().print(f"   listening on {target} after {spent}")
-            asked = await asyncio.to_thread(_ask_and_show, target, replica, dataset, store, user)
-            if state is not None:
-                await asyncio.to_thread(story.tell, target, replica.catalogue)
+            asked = await asyncio.to_thread(
+                _show_what_happens, config, target, replica, dataset, store, user, state, train
+            )
             if not once and not stop.is_set():
                 _show_how_to_ask(target, asked, store.root)
                 await serving
@@ -190,6 +178,35 @@ async def _serve_and_ask(
     finally:
         stop.set()
         await serving
+
+
+def _show_what_happens(
+    config: Config,
+    target: str,
+    replica: Replica,
+    dataset: Dataset,
+    store: SnapshotStore,
+    user: str | None,
+    state: State | None,
+    train: bool,
+) -> Id:
+    """Ask, and where there is live state tell the stories; return the user who was asked for."""
+    if state is None or streaming_story.CHANNEL not in replica.channels:
+        asked = _ask_and_show(target, replica, dataset, store, user)
+        if state is not None:
+            story.tell(target, replica.catalogue)
+        return asked
+    from engine.state.assignments import AssignmentLog
+
+    with ExitStack() as stack:
+        trainer = None
+        if train:  # it comes up while the rest is shown
+            trainer = stack.enter_context(streaming_story.training(config, store.root))
+        asked = _ask_and_show(target, replica, dataset, store, user)
+        story.tell(target, replica.catalogue)
+        log = AssignmentLog(state.store, config.snapshot_of(streaming_story.CHANNEL))
+        streaming_story.tell(target, replica.catalogue, asked, log, trainer)
+    return asked
 
 
 def _ask_and_show(
@@ -254,7 +271,7 @@ def describe_user(dataset: Dataset, words: Words, user: Id) -> list[str]:
     """Return what a user did, in words: events by kind, the commonest tags, the newest items."""
     liked = words.history_of(user)
     if not liked:
-        return ["has no history: the fallback channels answer"]
+        return ["has no history: channels that need none answer"]
     tags = Counter(tag for item in liked for tag in item.tags)
     common = ", ".join(f"{tag} ({count})" for tag, count in tags.most_common(4))
     newest = words.items((item.id for item in liked[:NEWEST]), author=False)
@@ -289,9 +306,7 @@ def _show_how_to_ask(target: str, user: Id, store: Path) -> None:
         f'print(RecallClient("{target}").recall({key}={value}, limit=3).item_ids)\'',
     )
     out.print(
-        Text.assemble(
-            ("\n5. Your turn", "bold"), f": {target} answers until Ctrl-C. From another terminal:\n"
-        )
+        Text.assemble(("\nYour turn", "bold"), f": {target} answers until Ctrl-C. From another terminal:\n")
     )
     for line in lines:
         out.print(Text(f"   {line}"), soft_wrap=True)

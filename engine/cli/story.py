@@ -146,10 +146,11 @@ def tell(target: str, catalogue: LiveCatalogue) -> None:
                 ("\n4. Live", "bold"), ": what is reported and published counts in the next answer\n"
             )
         )
-        _show(out, story.steps())
+        show(out, story.steps())
 
 
-def _show(out: Console, steps: Iterable[Step]) -> None:
+def show(out: Console, steps: Iterable[Step]) -> None:
+    """Print steps when all have happened."""
     table = console.table(
         ("what happens", "fold"), ("what the next answer shows", "fold"), ("after", "right")
     )

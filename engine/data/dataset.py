@@ -174,7 +174,7 @@ def write_dataset(
         TypeError: if `meta` holds anything else.
     """
     path = Path(path)
-    text = "".join(f"{_toml_key(key)} = {_toml(value)}\n" for key, value in meta.items())
+    text = "".join(f"{_toml_key(key)} = {to_toml(value)}\n" for key, value in meta.items())
     path.mkdir(parents=True, exist_ok=True)
     (path / TOML).unlink(missing_ok=True)
     parts = {
@@ -277,10 +277,11 @@ def _write_parquet(path: Path, data: Any) -> None:
 
 
 def _toml_key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _toml(key)
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else to_toml(key)
 
 
-def _toml(value: Any) -> str:
+def to_toml(value: Any) -> str:
+    """Return a value as TOML has it on one line; TypeError where it has none."""
     match value:
         case str():
             # JSON's strings are TOML's, but for DEL.
@@ -292,7 +293,7 @@ def _toml(value: Any) -> str:
         case float() | np.floating():
             return repr(float(value))
         case list() | tuple():
-            return f"[{', '.join(map(_toml, value))}]"
+            return f"[{', '.join(map(to_toml, value))}]"
         case Mapping():
-            return f"{{ {', '.join(f'{_toml_key(key)} = {_toml(part)}' for key, part in value.items())} }}"
+            return f"{{ {', '.join(f'{_toml_key(key)} = {to_toml(part)}' for key, part in value.items())} }}"
     raise TypeError(f"{value!r} has no place in a TOML file")

@@ -12,6 +12,16 @@ h_jp its rewards, delta_j the interval between its occurrences. An item goes to 
 
 so that clusters with few items seem nearer, and dead ones come to life by themselves.
 
+Where this deviates:
+
+- c counts impressions, and the disturbance only draws items to clusters that get few. Neither keeps a cluster from
+  holding too many items: those that hardly anybody has seen lie close together, where vectors begin, and by the paper's
+  rules they are one cluster (docs/benchmarks.md has the numbers; of the paper's billion items each has been seen). So r_k
+  is multiplied by max(n_k / mean(n), 1)^`crowding`, n_k the items that are in the cluster now: a cluster that has more
+  than its part seems farther. That is the count in the distance of frequency-sensitive competitive learning (Ahalt et al.
+  1990), of items, not of wins, and above the mean only. n follows items as they move, a few at a time (`ROUND`): looked
+  at less often, whole clusters swing from one place to another and back.
+
 Where the paper leaves room:
 
 - A step of the moving averages is a batch, as in VQ-VAE: all items of a batch are assigned by the codebook as it stands,
@@ -31,7 +41,7 @@ import numpy as np
 from numba import njit
 
 from engine.core.errors import ConfigError, SnapshotError
-from engine.core.types import Float32Array, Float64Array, Int32Array
+from engine.core.types import Float32Array, Float64Array, Int32Array, Int64Array
 
 BLOCK = 512
 """Clusters whose products are made at once: with `ROWS` rows of them they stay in the nearest cache."""
@@ -41,6 +51,12 @@ ROWS = 64
 
 TERMS = 4
 """Rows, and terms of the sums, that `products` takes at once."""
+
+ROUND = 4
+"""Items that are put into clusters between two looks at how many each has: one for so many clusters."""
+
+LEAST_ROUND = 16
+"""The same, at least."""
 
 FLOOR = 1e-6
 """Least counter of a cluster, as a part of the mean counter."""
@@ -53,23 +69,37 @@ class Codebook:
         sums: float32[K, d], w.
         counts: float32[K], c, above 0.
         vectors: float32[K, d], e; written anew by `update`.
+        sizes: int64[K], n, the items in each; kept by `place`.
         decay: alpha.
         boost: s of the disturbance; 0: there is none.
+        crowding: how much farther a cluster seems that has more items than the mean; 0: it seems where it is.
     """
 
     def __init__(
-        self, sums: Float32Array, counts: Float32Array, decay: float = 0.99, boost: float = 5.0
+        self,
+        sums: Float32Array,
+        counts: Float32Array,
+        decay: float = 0.99,
+        boost: float = 5.0,
+        crowding: float = 0.0,
+        sizes: Int64Array | None = None,
     ) -> None:
         """Take over w and c, copied.
 
+        Args:
+            sums, counts, decay, boost, crowding: as the attributes.
+            sizes: int64[K], copied; None: nothing is in a cluster.
+
         Raises:
-            ConfigError: `decay` is not inside (0, 1), or `boost` is below 0.
+            ConfigError: `decay` is not inside (0, 1), or `boost` or `crowding` is below 0.
             SnapshotError: the arrays do not fit each other, or a counter is not above 0.
         """
         if not 0 < decay < 1:
             raise ConfigError(f"a moving average keeps between 0 and 1 of what it was, not {decay}", "decay")
         if not boost >= 0:
             raise ConfigError(f"must be 0 or more, not {boost}", "boost")
+        if not crowding >= 0:
+            raise ConfigError(f"must be 0 or more, not {crowding}", "crowding")
         if sums.ndim != 2 or not sums.shape[0] or counts.shape != sums.shape[:1]:
             raise SnapshotError(
                 f"is {list(counts.shape)} beside sums of {list(sums.shape)}", "codebook.counts"
@@ -78,7 +108,8 @@ class Codebook:
             raise SnapshotError("has a sum or a counter that is no number, or a counter of 0", "codebook")
         self.sums = np.array(sums, np.float32, order="C")
         self.counts = np.array(counts, np.float32)
-        self.decay, self.boost = decay, boost
+        self.decay, self.boost, self.crowding = decay, boost, crowding
+        self.sizes = np.zeros(counts.size, np.int64) if sizes is None else np.array(sizes, np.int64)
         clusters, dimension = self.sums.shape
         blocks = -(-clusters // BLOCK)
         self.vectors = np.empty_like(self.sums)
@@ -89,9 +120,11 @@ class Codebook:
         self._renew()
 
     @classmethod
-    def at(cls, vectors: Float32Array, decay: float = 0.99, boost: float = 5.0) -> Self:
-        """Return clusters that stand at float32[K, d], all of the same weight."""
-        return cls(vectors, np.ones(vectors.shape[0], np.float32), decay, boost)
+    def at(
+        cls, vectors: Float32Array, decay: float = 0.99, boost: float = 5.0, crowding: float = 0.0
+    ) -> Self:
+        """Return clusters that stand at float32[K, d], all of the same weight, without items."""
+        return cls(vectors, np.ones(vectors.shape[0], np.float32), decay, boost, crowding)
 
     def __len__(self) -> int:
         return int(self.counts.size)
@@ -123,6 +156,31 @@ class Codebook:
             list(pool.map(lane, range(lanes)))
         return chosen
 
+    def place(
+        self,
+        vectors: Float32Array,
+        rows: Int32Array,
+        assignment: Int32Array,
+        pool: ThreadPoolExecutor | None = None,
+        threads: int = 1,
+    ) -> Int32Array:
+        """Put items where `assign` says, keeping `sizes`; return int32[n], their clusters.
+
+        Args:
+            vectors: float32[n, d].
+            rows: int32[n], the items' rows.
+            assignment: int32[items], the cluster that each item is in, -1 for none; written.
+            pool, threads: as of `assign`.
+        """
+        chosen = np.empty(rows.size, np.int32)
+        step = max(LEAST_ROUND, len(self) // ROUND) if self.crowding else max(rows.size, 1)
+        for begin in range(0, rows.size, step):
+            part = slice(begin, begin + step)
+            chosen[part] = self.assign(vectors[part], pool, threads)
+            relocate(rows[part], chosen[part], assignment, self.sizes)
+            self._discount()
+        return chosen
+
     def update(self, clusters: Int32Array, vectors: Float32Array, weights: Float32Array) -> None:
         """Let the moving averages take a step, over a batch's occurrences of items.
 
@@ -139,7 +197,11 @@ class Codebook:
         return self._discounts.ravel()[: len(self)].copy()
 
     def _renew(self) -> None:
-        renew(self.sums, self.counts, self.boost, self.vectors, self._blocks, self._halves, self._discounts)
+        renew(self.sums, self.counts, self.vectors, self._blocks, self._halves)
+        self._discount()
+
+    def _discount(self) -> None:
+        discount(self.counts, self.sizes, self.boost, self.crowding, self._discounts)
 
 
 def occurrence_weights(
@@ -201,7 +263,7 @@ class Balance:
 
 def balance_of(assignment: Int32Array, clusters: int) -> Balance:
     """Return how even int32[items] is, -1 being an item without a cluster."""
-    sizes = np.bincount(assignment[assignment >= 0], minlength=clusters)
+    sizes = sizes_of(assignment, clusters)
     middle, high = np.percentile(sizes, (50, 99))
     return Balance(
         float(sizes.max() / max(int(sizes.sum()), 1)),
@@ -211,20 +273,16 @@ def balance_of(assignment: Int32Array, clusters: int) -> Balance:
 
 
 @njit(nogil=True, cache=True)
-def renew(sums, counts, boost, vectors, blocks, halves, discounts):  # type: ignore[no-untyped-def]
+def renew(sums, counts, vectors, blocks, halves):  # type: ignore[no-untyped-def]
     """Write e = w / c, and the form of it that `nearest` reads.
 
     Args:
-        sums: float32[K, d]; counts: float32[K]; boost: s, 0 for none.
+        sums: float32[K, d]; counts: float32[K].
         vectors: float32[K, d]; blocks: float32[b, d, BLOCK], the same transposed.
-        halves: float32[b, BLOCK], -||e||^2 / 2; discounts: float32[b, BLOCK], r.
+        halves: float32[b, BLOCK], -||e||^2 / 2.
     """
     clusters, dimension = sums.shape
     width = blocks.shape[2]
-    total = np.float64(0)
-    for k in range(clusters):
-        total += counts[k]
-    mean = total / clusters
     for k in range(clusters):
         block, column = k // width, k % width
         share = np.float32(1) / counts[k]
@@ -235,7 +293,39 @@ def renew(sums, counts, boost, vectors, blocks, halves, discounts):  # type: ign
             blocks[block, j, column] = value
             square += value * value
         halves[block, column] = np.float32(-0.5) * square
-        discounts[block, column] = np.float32(min(boost * counts[k] / mean, 1.0) if boost > 0 else 1.0)
+
+
+@njit(nogil=True, cache=True)
+def discount(counts, sizes, boost, crowding, discounts):  # type: ignore[no-untyped-def]
+    """Write r of each cluster to float32[b, BLOCK]; the others as of `Codebook`, boost and crowding 0 for none."""
+    clusters, width = counts.size, discounts.shape[1]
+    weight, items = np.float64(0), 0
+    for k in range(clusters):
+        weight += counts[k]
+        items += sizes[k]
+    # Where there are fewer items than clusters one is not a crowd.
+    mean = max(items / clusters, 1.0)
+    for k in range(clusters):
+        r = min(boost * counts[k] * clusters / weight, 1.0) if boost > 0 else 1.0
+        if crowding > 0 and sizes[k] > mean:
+            r *= (sizes[k] / mean) ** crowding
+        discounts[k // width, k % width] = np.float32(r)
+
+
+@njit(nogil=True, cache=True)
+def relocate(rows, clusters, assignment, sizes):  # type: ignore[no-untyped-def]
+    """Move items, one after the other, to int32[n] clusters; arguments as of `Codebook.place`."""
+    for i in range(rows.size):
+        before = assignment[rows[i]]
+        if before >= 0:
+            sizes[before] -= 1
+        sizes[clusters[i]] += 1
+        assignment[rows[i]] = clusters[i]
+
+
+def sizes_of(assignment: Int32Array, clusters: int) -> Int64Array:
+    """Return int64[clusters]: how many items of int32[items] are in each, -1 being in none."""
+    return np.bincount(assignment[assignment >= 0], minlength=clusters).astype(np.int64)
 
 
 @njit(nogil=True, cache=True)

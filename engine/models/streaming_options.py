@@ -38,11 +38,14 @@ class StreamingOptions(Options):
     """Passes over the log in a build: the last in order of time, as a stream comes, those before it shuffled, since in
     many logs a user's events stand close together. An update of an earlier model is always one pass."""
 
-    batch: int = Field(default=1024, ge=2, le=65_536)
+    batch: int = Field(default=256, ge=2, le=65_536)
     """Impressions per step: the items of all of them are compared with each other."""
 
-    learning_rate: float = Field(default=0.01, gt=0, le=10)
-    """Step size; a stream has no end towards which it could fall."""
+    learning_rate: float = Field(default=0.02, gt=0, le=10)
+    """Step size of the tables of embeddings; a stream has no end towards which it could fall."""
+
+    dense_rate: float = Field(default=0.1, gt=0, le=100)
+    """Step size of the dense layers, which every example moves, as a part of `learning_rate`."""
 
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     """Decay of the weights of the dense layers; tables of embeddings are decayed where a batch touches them."""
@@ -77,6 +80,9 @@ class StreamingOptions(Options):
 
     boost: float = Field(default=5.0, ge=0, le=1000)
     """s, the disturbance: a cluster that counts less than 1 / s of the mean seems nearer than it is; 0: none does."""
+
+    crowding: float = Field(default=2.0, ge=0, le=4)
+    """A cluster with more items than the mean seems (items / mean)^crowding as far; 0: as in the paper, it does not."""
 
     frequency_rate: float = Field(default=0.05, gt=0, le=1)
     """Weight of the newest interval in the estimate of how often an item comes."""

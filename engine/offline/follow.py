@@ -1,9 +1,8 @@
 """The trainer that goes on learning while others serve: from the event log to the assignment log and to bundles.
 
-It reads two streams of the state store, what users did and what was published, in the order of their times, so that what
-it does is a function of the streams and of where it began. A publication of a millisecond comes before an event of the
-same. What it has learnt is kept in a checkpoint with the place in the streams: after a kill it reads again from there,
-and says the same again.
+It reads two streams of the state store, what users did and what was published, in one order (`ordered.py`), so that what
+it does is a function of the streams and of where it began. What it has learnt is kept in a checkpoint with the place in
+the streams (`follow_files.py`): after a kill it reads again from there, and says the same again.
 """
 
 from __future__ import annotations
@@ -12,20 +11,18 @@ import hashlib
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from recall.v1 import ingest_pb2 as pb
 
 from engine.config import Config
 from engine.core.errors import (
     BuildError,
     ConfigError,
-    RecallError,
     SnapshotError,
     StateError,
     StateUnavailableError,
@@ -37,22 +34,24 @@ from engine.data.catalogue import Catalogue
 from engine.data.changes import ItemChanges
 from engine.data.ids import IdIndex
 from engine.data.live import LiveCatalogue
-from engine.data.snapshot import CATALOGUE, Release, Snapshot, SnapshotStore
-from engine.models.cluster_lists import as_served
+from engine.data.snapshot import CATALOGUE, Release, SnapshotStore
 from engine.models.encoded import EncodedUsers
 from engine.models.features import Encoder, encode_live, hash_codes, load_encoded, take_encoded
 from engine.models.spec import USER_ID
 from engine.models.streaming_options import StreamingOptions
 from engine.models.vq_spec import VqSpec
+from engine.offline.follow_files import FollowFiles, Moment, position_of
 from engine.offline.joining import Impressions, Joiner
-from engine.state.assignments import AssignedItems, AssignmentLog, Lease, Position
-from engine.state.events import EventBatch, EventLog
+from engine.offline.ordered import Happened, OrderedStreams, Published
+from engine.state.assignments import AssignedItems, AssignmentLog, Lease
+from engine.state.events import EventLog
 from engine.state.history import HISTORY, SnapshotHistory
 from engine.state.log import LiveLog
 from engine.state.store import StateStore
 from engine.state.stream import START, offset_key
 
 if TYPE_CHECKING:
+    from engine.training.impressions import ImpressionBatch
     from engine.training.streaming_trainer import StreamingTrainer
 
 log = logging.getLogger(__name__)
@@ -65,14 +64,14 @@ CHECKPOINT_SECONDS = 30.0
 
 TELL_SECONDS = 5.0
 
-OWN_RELEASES = 2
-"""Releases of the trainer's own making that stay, the one in service included: the others are those of builds."""
+TURN_SECONDS = 0.5
+"""After so long, and the step under way, it is looked whether the lease holds and whether it is time for a checkpoint."""
 
-_ENTRIES = 64
+_FORM = "2"
+"""Of the checkpoint: another one is not read."""
+
 _PUBLICATIONS = 1000
-_BLOCK_MS = 25
 _RETRY_SECONDS = 0.25
-_LATEST = 2**62
 
 Returned = TypeVar("Returned")
 
@@ -165,17 +164,14 @@ class Follower:
             if needed not in release.snapshots:
                 raise SnapshotError(f"has no {needed}; run `recall build`", f"release {release.name}")
         self._base = snapshots.open(self._name, release.snapshots[self._name], verify=True)
-        self._run = _position_of(self._base).run
+        self._run = position_of(self._base).run
         self._open_catalogue(release)
-        self._folder = snapshots.root / ".work" / f"follow-{self._name}"
+        self._files = FollowFiles(self._name, snapshots, self._base, self._run, config.store.keep_releases)
         self._lost = threading.Event()
         self._stop = threading.Event()
-        self._beside = ThreadPoolExecutor(1, "follow-files")
-        self._writing: list[Future[Any]] = []
-        self._releases: list[str] = []
         self._said_refused = 0
         self._since = _Since(time.monotonic())
-        self._taken = self._unknown = self._waiting = 0
+        self._taken = self._unknown = 0
         self._entry_ms = 0
 
     @property
@@ -194,14 +190,18 @@ class Follower:
             ConfigError, BuildError: the options do not fit the snapshot, or the training fails.
         """
         self._stop = stop
-        lease = self._log.lease(LEASE_SECONDS)
-        self._take(lease)
+        with ExitStack() as stack:
+            self._prepare(stack)  # seconds, in which the lease of a trainer that was killed runs out
+            self._lease = self._log.lease(LEASE_SECONDS)
+            self._take(self._lease)
+            self._train(self._lease, stop)
+
+    def _train(self, lease: Lease, stop: threading.Event) -> None:
         renewing = threading.Thread(target=self._renew, args=(lease,), name="lease", daemon=True)
         renewing.start()
-        stack = ExitStack()
         try:
-            self._lease = lease
-            self._begin(stack)
+            self._begin()
+            self._say()
             checkpoint = time.monotonic() + CHECKPOINT_SECONDS
             dump = time.monotonic() + self._options.dump_minutes * 60
             while not stop.is_set():
@@ -210,21 +210,20 @@ class Follower:
                 now = time.monotonic()
                 if now - self._since.began >= TELL_SECONDS:
                     self._say()
-                self._look_at_files()
-                if not self._writing and now >= dump:
-                    self._dump()
+                self._files.look()
+                if not self._files.busy and now >= dump:
+                    self._files.publish(self._moment(), self._new_trainer)
                     dump, checkpoint = now + self._options.dump_minutes * 60, now + CHECKPOINT_SECONDS
-                elif not self._writing and now >= checkpoint:
-                    self._keep()
+                elif not self._files.busy and now >= checkpoint:
+                    self._files.keep(self._moment())
                     checkpoint = now + CHECKPOINT_SECONDS
-            self._keep()
-            self._look_at_files(wait=True)
+            self._files.keep(self._moment())
+            self._files.look(wait=True)
             self._say()
         finally:
             stop.set()
-            stack.close()
             renewing.join(LEASE_SECONDS)
-            self._beside.shutdown(wait=True)
+            self._files.close()
             try:
                 lease.let_go()
             except StateError as error:
@@ -298,11 +297,9 @@ class Follower:
                 f" for {LEASE_SECONDS:g} s; start it again to go on from its checkpoint"
             )
 
-    def _begin(self, stack: ExitStack) -> None:
-        """Make the trainer, from the checkpoint or from the snapshot; `stack` ends with the training."""
+    def _prepare(self, stack: ExitStack) -> None:
+        """Make what trains. `stack` ends with the training."""
         try:
-            from engine.training import checkpoint
-            from engine.training.streaming_trainer import StreamingTrainer
             from engine.training.trainer import torch_threads
         except ModuleNotFoundError as error:
             if (error.name or "").partition(".")[0] != "torch":
@@ -311,9 +308,8 @@ class Follower:
                 "training needs PyTorch, which is not installed: pip install 'recall-engine[train]'"
             ) from error
         stack.enter_context(torch_threads(self._threads))
-        self._trainer: StreamingTrainer = StreamingTrainer(
-            self._spec, self._options, self._item_table, self._base.arrays, self._threads
-        )
+        self._warm_up()
+        self._trainer = self._new_trainer(self._threads)
         self._joiner = Joiner(
             self._options.tasks,
             self._config.interest,
@@ -321,31 +317,59 @@ class Follower:
             self._spec.read,
             self._stored_history,
         )
-        self._entries: deque[tuple[int, str, AnyArray]] = deque()
-        self._news: deque[tuple[int, str, bytes]] = deque()
-        self._events_bound = self._news_bound = 0
-        self._last_written = _position_of(self._base).offset
-        self._live_offset = self._catalogue_offset
-        kept = checkpoint.load(self._folder, self._identity())
+        self._streams = OrderedStreams(self._events, self._live, self._catalogue_offset, self._patiently)
+        self._last_written = position_of(self._base).offset
+
+    def _warm_up(self) -> None:
+        """Do everything once, and throw away what comes of it: neither the lease nor the first events wait for what that
+        loads or compiles."""
+        kind = self._live_catalogue.id_type
+        change = pb.ItemChange(item_id=0, put=pb.Item(tags=["warm-up"]))
+        if kind == "string":
+            change.item_key = "warm-up"
+        nothing = LiveCatalogue.of(Catalogue.of_nothing(kind))
+        nothing.apply(ItemChanges.parse([change.SerializeToString()], kind))
+        one = np.zeros(1, np.int32)
+        trainer = self._new_trainer()
+        trainer.add_items(encode_live(self._encoders[1], self._item_table, self._live_catalogue.columns, one))
+        trainer.assign(one)
+        no_history, rewards = np.zeros((1, self._spec.read), np.int32), np.ones((1, len(self._options.tasks)))
+        zero = np.zeros(1, np.int64)
+        due = Impressions(zero, one, rewards.astype(np.float32), zero, no_history, one)
+        trainer.step(self._batch(due))
+        self._items.get(zero)
+
+    def _begin(self) -> None:
+        """Go on from the checkpoint, or from the snapshot."""
+        kept = self._files.load(self._identity())
         stored = bytes(self._base.arrays.get("event_position", np.empty(0, np.uint8))).decode()
         if kept is not None and offset_key(stored or START) > offset_key(kept["events"]):
             kept = None  # another machine has trained on, and its bundle says more
         other = self._patiently(lambda: self._log.begin(self._run, self._lease))
         if kept is None:
-            self._offset = stored or self._patiently(self._events.oldest)
+            self._streams.events_at = stored or self._patiently(self._events.oldest)
             if other:
                 log.info("a new run of %s, %s, from its snapshot", self._name, self._run)
         else:
             self._restore(kept)
-            log.info("%s goes on from its checkpoint, at %s of the event log", self._name, self._offset)
+            log.info(
+                "%s goes on from its checkpoint, at %s of the event log", self._name, self._streams.events_at
+            )
         self._trimmed_publications()
         unassigned = np.flatnonzero(self._trainer.assignment < 0).astype(np.int32)
         if unassigned.size:
             self._assign(unassigned)
 
+    def _new_trainer(self, threads: int = 1) -> StreamingTrainer:
+        """Return a trainer as it is at the beginning of the run."""
+        from engine.training.streaming_trainer import StreamingTrainer
+
+        return StreamingTrainer(self._spec, self._options, self._item_table, self._base.arrays, threads)
+
     def _identity(self) -> str:
         """Name what a checkpoint must be of: this run, catalogue, model and training."""
         parts = (
+            _FORM,
             self._run,
             self._catalogue_version,
             self._spec.model_dump_json(),
@@ -356,34 +380,34 @@ class Follower:
     def _restore(self, kept: Mapping[str, Any]) -> None:
         self._trainer.restore(kept["trainer"])
         self._joiner.restore(kept["joiner"])
-        self._offset = kept["events"]
+        self._streams.events_at = kept["events"]
         self._last_written = kept["written"]
-        self._releases = list(kept["releases"])
-        self._user_keys, self._new_keys = list(kept["users"]), list(kept["items"])
+        self._user_keys, self._new_keys = kept["users"].tolist(), kept["items"].tolist()
         self._users.put(*_numbered(self._user_keys, self._known_users))
         self._items.put(*_numbered(self._new_keys, self._base_items))
         # The catalogue as it was then: what codes of tags and cities mean depends on what came before.
-        until = offset_key(kept["live"])
-        if not self._patiently(lambda: self._live.missed(self._live_offset)):
-            while entries := self._patiently(lambda: self._live.read(self._live_offset, _PUBLICATIONS)):
+        until, streams = offset_key(kept["live"]), self._streams
+        if not self._patiently(lambda: self._live.missed(streams.news_at)):
+            while entries := self._patiently(lambda: self._live.read(streams.news_at, _PUBLICATIONS)):
                 mine = [(offset, value) for offset, value in entries if offset_key(offset) <= until]
                 if mine:
                     values = [value for _, value in mine]
                     self._live_catalogue.apply(ItemChanges.parse(values, self._live_catalogue.id_type))
                 if len(mine) < len(entries):
                     break
-                self._live_offset = mine[-1][0]
-            self._live_offset = kept["live"]
+                streams.news_at = mine[-1][0]
+            streams.news_at = kept["live"]
 
     def _trimmed_publications(self) -> None:
         """Read the table of items where the live log no longer has what follows."""
-        if not self._patiently(lambda: self._live.missed(self._live_offset)):
+        streams = self._streams
+        if not self._patiently(lambda: self._live.missed(streams.news_at)):
             return
         end = self._patiently(self._live.end)
-        log.warning("the live log no longer has what follows %s: reading the table", self._live_offset)
+        log.warning("the live log no longer has what follows %s: reading the table", streams.news_at)
         for values in self._live.table():
             self._publish(values)
-        self._live_offset = end
+        streams.news_at = end
 
     def _stored_history(self, user: int) -> tuple[Int64Array, Int32Array]:
         if user >= self._known_users:
@@ -394,63 +418,32 @@ class Follower:
     # --- the streams -------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        """Read what came and take in as much of it as is known to be in order.
-
-        Either waits until it is certain that nothing of the other that belongs before it is still to come: what is
-        written has the store's time, so all that is earlier than the moment of a read was there to be read.
-        """
-        if not self._entries:
-            batch, missed = self._patiently(lambda: self._events.read(self._offset, _ENTRIES, _BLOCK_MS))
-            self._queue(batch, missed)
-        if not self._news:
-            asked = self._patiently(self._live.clock)
-            found = self._patiently(lambda: self._live.read(self._live_offset, _PUBLICATIONS))
-            self._news.extend((offset_key(offset)[0], offset, value) for offset, value in found)
-            newest = self._news[-1][0] if self._news else 0
-            self._news_bound = (newest if len(found) == _PUBLICATIONS else max(newest, asked)) - 1
-        while not self._stop.is_set() and not self._lost.is_set():
-            event_at = self._entries[0][0] if self._entries else _LATEST
-            news_at = self._news[0][0] if self._news else _LATEST
-            if self._news and news_at <= event_at and news_at <= self._events_bound:
-                together = []
-                while self._news and self._news[0][0] <= min(event_at, self._events_bound):
-                    together.append(self._news.popleft())
-                self._publish([value for _, _, value in together])
-                self._live_offset = together[-1][1]
-            elif self._entries and event_at < news_at and event_at <= self._news_bound:
-                _, offset, records = self._entries.popleft()
-                self._take_in(event_at, records)
-                self._offset = offset
+        """Read what came and take in what is known to be in order, for a while: much may have come meanwhile."""
+        streams = self._streams
+        streams.read()
+        until = time.monotonic() + TURN_SECONDS
+        while time.monotonic() < until and not self._stop.is_set() and not self._lost.is_set():
+            found = streams.take()
+            if isinstance(found, Published):
+                self._publish(found.values)
+                streams.news_at = found.offset
+            elif isinstance(found, Happened):
+                self._take_in(found)
+                streams.events_at = found.offset
             else:
                 return
 
-    def _queue(self, batch: EventBatch, missed: bool) -> None:
-        if missed:
-            found = batch.entries[0, 0] if len(batch.entries) else 0
-            log.error(
-                "the event log no longer has all that follows %s: what is gone is not learnt, on from %s",
-                self._offset, found or "its end",
-            )  # fmt: skip
-            if not len(batch.entries):
-                self._offset = self._patiently(self._events.end)
-        starts = [*batch.entries[:, 1].tolist(), batch.records.size]
-        for at, written in enumerate(batch.entries[:, 0].tolist()):
-            self._entries.append((written, batch.offsets[at], batch.records[starts[at] : starts[at + 1]]))
-        # Whatever came before the newest of them is there; where it was all, so is whatever came before it was asked.
-        newest = self._entries[-1][0] if self._entries else 0
-        self._events_bound = newest if len(batch.entries) == _ENTRIES else max(newest, batch.asked)
-        self._waiting = batch.waiting
-
-    def _take_in(self, written_ms: int, records: AnyArray) -> None:
+    def _take_in(self, entry: Happened) -> None:
         """Take in the events of one entry, and learn what is due."""
+        records = entry.records
         items = self._items.get(np.ascontiguousarray(records["item"]))
         self._unknown += int((items < 0).sum())
         users = self._user_numbers(np.ascontiguousarray(records["user"]))
-        written = np.full(records.size, written_ms // 1000, np.int64)
+        written = np.full(records.size, entry.written_ms // 1000, np.int64)
         self._joiner.take(users, items, records["kind"], records["value"], records["time"], written)
         self._taken += records.size
         self._since.events += records.size
-        self._entry_ms = written_ms
+        self._entry_ms = entry.written_ms
         text, refused = self._joiner.refused
         if refused > self._said_refused:
             log.error("%d events are refused so far, the newest one since %s", refused, text)
@@ -472,18 +465,7 @@ class Follower:
         return numbers
 
     def _step(self, due: Impressions) -> None:
-        from engine.training.impressions import ImpressionBatch
-
-        rows = np.where(due.users < self._known_users, due.users, -1).astype(np.int32)
-        own = take_encoded(self._user_table, rows)
-        column, size = self._hashed_user
-        if column >= 0 and (rows < 0).any():
-            new = np.flatnonzero(rows < 0)
-            keys = [self._user_keys[int(due.users[at]) - self._known_users] for at in new]
-            own.codes[new, column] = hash_codes(np.array(keys, np.int64), size)
-        encoded = EncodedUsers(own.codes, own.multi, own.numbers, due.sequence, due.lengths)
-        users = due.users.astype(np.int32)
-        result = self._trainer.step(ImpressionBatch(users, encoded, due.items, due.rewards, due.timestamps))
+        result = self._trainer.step(self._batch(due))
         said = [self._keyed(result.items, result.clusters, result.biases)]
         if result.loss == result.loss:
             self._since.loss += result.loss
@@ -495,6 +477,21 @@ class Follower:
             moved = (clusters != before[0]) | (biases != before[1])
             said.append(self._keyed(turn[moved], clusters[moved], biases[moved]))
         self._write(AssignedItems.join(said))
+
+    def _batch(self, due: Impressions) -> ImpressionBatch:
+        """Return impressions as the trainer learns them: with the features of their users."""
+        from engine.training.impressions import ImpressionBatch
+
+        rows = np.where(due.users < self._known_users, due.users, -1).astype(np.int32)
+        own = take_encoded(self._user_table, rows)
+        column, size = self._hashed_user
+        if column >= 0 and (rows < 0).any():
+            new = np.flatnonzero(rows < 0)
+            keys = [self._user_keys[int(due.users[at]) - self._known_users] for at in new]
+            own.codes[new, column] = hash_codes(np.array(keys, np.int64), size)
+        encoded = EncodedUsers(own.codes, own.multi, own.numbers, due.sequence, due.lengths)
+        users = due.users.astype(np.int32)
+        return ImpressionBatch(users, encoded, due.items, due.rewards, due.timestamps)
 
     def _publish(self, values: list[bytes]) -> None:
         """Take in what was published; items that are new get a row and, at once, a cluster."""
@@ -545,80 +542,23 @@ class Follower:
 
     # --- what is kept ------------------------------------------------------------------------------------------
 
-    def _keep(self) -> None:
-        """Write a checkpoint, beside the training."""
-        from engine.training import checkpoint
-
-        state = {
-            "identity": self._identity(),
-            "trainer": self._trainer.state(),
-            "joiner": self._joiner.state(),
-            "events": self._offset,
-            "live": self._live_offset,
-            "written": self._last_written,
-            "users": list(self._user_keys),
-            "items": list(self._new_keys),
-            "releases": list(self._releases),
-        }
-        self._writing.append(self._beside.submit(checkpoint.save, self._folder, state))
-
-    def _dump(self) -> None:
-        """Publish what was learnt as the channel's snapshot, and keep a checkpoint; both beside the training."""
-        learnt = self._trainer.arrays()
-        learnt["log_position"] = _text(str(Position(self._run, self._last_written)))
-        learnt["event_position"] = _text(self._offset)
-        if "learnt_until" in self._base.arrays:
-            until = max(int(self._base.arrays["learnt_until"][0]), self._joiner.until)
-            learnt["learnt_until"] = np.array([until], np.int64)
-        self._keep()
-        self._writing.append(self._beside.submit(self._publish_release, learnt))
-
-    def _publish_release(self, learnt: Mapping[str, AnyArray]) -> str:
-        snapshots, manifest = self._snapshots, self._base.manifest
-        current = snapshots.current()
-        if current is None or self._name not in current.snapshots:
-            raise BuildError(f"no release with {self._name} is in service any more")
-        there = snapshots.open(self._name, current.snapshots[self._name])
-        if _position_of(there).run != self._run:
-            raise _OtherRunError(
-                f"release {current.name} has another {self._name} than the one that is trained here, of run {self._run}:"
-                " start the trainer again to go on from it"
-            )
-        with snapshots.begin(
-            self._name,
-            parameters=manifest.parameters,
-            dataset=manifest.dataset,
-            catalogue=manifest.catalogue,
-            log_offset=manifest.log_offset,
-        ) as writer:
-            for name, array in {**self._base.arrays, **as_served(self._spec, learnt)}.items():
-                writer.write(name, np.ascontiguousarray(array))
-        release = snapshots.publish({**current.snapshots, self._name: writer.version})
-        self._releases.append(release.name)
-        if len(self._releases) > OWN_RELEASES:
-            snapshots.retire(self._releases[:-OWN_RELEASES])
-            del self._releases[:-OWN_RELEASES]
-        snapshots.collect(self._config.store.keep_releases)
-        position = bytes(learnt["event_position"]).decode()
-        log.info("release %s is in service, at %s of the event log", release.name, position)
-        return release.name
-
-    def _look_at_files(self, wait: bool = False) -> None:
-        """Say what went wrong with those that are written, or have been where all are waited for."""
-        while self._writing and (wait or self._writing[0].done()):
-            try:
-                self._writing.pop(0).result()
-            except _OtherRunError:
-                raise
-            except (RecallError, OSError) as error:
-                log.error(
-                    "%s: what was learnt could not be written, it is tried again: %s", self._name, error
-                )
+    def _moment(self) -> Moment:
+        """Return all that there is to keep, a copy."""
+        return Moment(
+            identity=self._identity(),
+            trainer=self._trainer.state(),
+            joiner=self._joiner.state(),
+            events=self._streams.events_at,
+            live=self._streams.news_at,
+            written=self._last_written,
+            users=np.array(self._user_keys, np.int64),
+            items=np.array(self._new_keys, np.int64),
+        )
 
     def _say(self) -> None:
         since, now = self._since, time.monotonic()
         seconds = max(now - since.began, 1e-9)
-        behind = self._waiting + sum(records.size for _, _, records in self._entries)
+        behind = self._streams.waiting
         self._tell(
             Told(
                 events=self._taken,
@@ -632,21 +572,10 @@ class Follower:
                 steps=self._trainer.steps,
                 loss=since.loss / since.steps if since.steps else float("nan"),
                 unknown=self._unknown,
-                release=self._releases[-1] if self._releases else "",
+                release=self._files.release,
             )
         )
         self._since = _Since(now)
-
-
-class _OtherRunError(BuildError):
-    """Somebody has put another training of the channel in service."""
-
-
-def _position_of(snapshot: Snapshot) -> Position:
-    """Return how much of the assignment log a snapshot holds; its run always named."""
-    text = bytes(np.asarray(snapshot.arrays.get("log_position", np.empty(0, np.uint8)))).decode()
-    position = Position.parse(text)
-    return position if position.run else Position(snapshot.manifest.version)
 
 
 def _table_of(ids: IdIndex) -> IntTable:
@@ -660,7 +589,3 @@ def _table_of(ids: IdIndex) -> IntTable:
 
 def _numbered(keys: list[int], first: int) -> tuple[Int64Array, Int32Array]:
     return np.array(keys, np.int64), np.arange(first, first + len(keys), dtype=np.int32)
-
-
-def _text(text: str) -> AnyArray:
-    return np.frombuffer(text.encode(), np.uint8)

@@ -9,24 +9,30 @@ from __future__ import annotations
 
 import heapq
 import math
-from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
 from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
 from engine.models.streaming_options import Task
+from engine.offline.histories import Histories
 from engine.state.events import SHOWN
 from engine.state.layout import kind_of
 
 PATIENCE = 60
 """Seconds of the stream that an impression which is due waits for others to be learnt with."""
 
-Done: TypeAlias = tuple[list[int], list[int]]
-"""What a user did: times, rising, and item rows."""
+Waiting: TypeAlias = tuple[float, ...]
+"""When an impression was shown, and the reward of each task so far."""
+
+Due: TypeAlias = tuple[int, int, int, int]
+"""When an impression is due, its number, its user and its item row."""
+
+_PACKED_AT_ONCE = 1000
+"""Impressions packed between two chances for another thread to go on: a millisecond or two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,14 +93,12 @@ class Joiner:
         self._liked = frozenset(kind_of(kind) for kind in liked)
         self._wait = label_seconds
         self._length = length
-        self._kept = 2 * length
-        self._stored = stored
-        self._done: dict[int, Done] = {}
-        # (user, item) -> [when it was shown, reward of each task]. When each is due, with its number: a heap of those
-        # that are not, and in their order those that are.
-        self._pending: dict[tuple[int, int], list[float]] = {}
-        self._due: list[tuple[int, int, int, int]] = []
-        self._ready: deque[tuple[int, int, int, int]] = deque()
+        self._histories = Histories(2 * length, stored)
+        # (user, item) -> what waits, and never a part of it changed: a copy of the dict is a copy of all. When each is
+        # due: a heap of those that are not, and in their order those that are.
+        self._pending: dict[tuple[int, int], Waiting] = {}
+        self._due: list[Due] = []
+        self._ready: deque[Due] = deque()
         self._number = 0
         self.until = 0
         self.refused: tuple[str, int] = ("", 0)
@@ -123,6 +127,7 @@ class Joiner:
             written: int64[n], when it came into the log, seconds since the epoch: no event is believed to be later.
         """
         rewards_of, liked, pending = self._rewards, self._liked, self._pending
+        done: list[tuple[int, int, int]] = []
         columns = (
             users.tolist(), items.tolist(), kinds.tolist(), values.tolist(), np.minimum(times, written).tolist(),
         )  # fmt: skip
@@ -144,38 +149,23 @@ class Joiner:
                 if waiting is None:
                     waiting = self._begin(user, item, time)
                 if time <= waiting[0] + self._wait:
+                    raised = list(waiting)
                     for task, logged in rewards:
                         h = 1.0 if not logged else 0.0 if math.isnan(value) else math.log1p(value)
-                        waiting[1 + task] = max(waiting[1 + task], h)
+                        raised[1 + task] = max(raised[1 + task], h)
+                    pending[user, item] = tuple(raised)
             if kind in liked:
-                self._remember(user, item, time)
+                done.append((user, item, time))
+        if done:
+            self._histories.remember(*zip(*done, strict=True))
         while self._due and self._due[0][0] < self.until:
             self._ready.append(heapq.heappop(self._due))
 
-    def _begin(self, user: int, item: int, time: int) -> list[float]:
-        waiting = self._pending[user, item] = [time, *(0.0 for _ in self._tasks)]
+    def _begin(self, user: int, item: int, time: int) -> Waiting:
+        waiting = self._pending[user, item] = (time, *(0.0 for _ in self._tasks))
         heapq.heappush(self._due, (time + self._wait, self._number, user, item))
         self._number += 1
         return waiting
-
-    def _remember(self, user: int, item: int, time: int) -> None:
-        times, rows = self._history(user)
-        if item in rows:  # once, as it was done last
-            at = rows.index(item)
-            if times[at] >= time:
-                return
-            del times[at], rows[at]
-        insort(times, time)
-        rows.insert(bisect_left(times, time + 1) - 1, item)
-        if len(rows) > self._kept:
-            del times[0], rows[0]
-
-    def _history(self, user: int) -> Done:
-        done = self._done.get(user)
-        if done is None:
-            times, rows = self._stored(user)
-            done = self._done[user] = (times[-self._kept :].tolist(), rows[-self._kept :].tolist())
-        return done
 
     def _refuse(self, task: int, user: int, item: int, value: float) -> None:
         text = (
@@ -202,42 +192,79 @@ class Joiner:
             return None
         taken = [self._ready.popleft() for _ in range(min(size, len(self._ready)))]
         waiting = [self._pending.pop((user, item)) for _, _, user, item in taken]
-        sequence = np.zeros((len(taken), self._length), np.int32)
-        lengths = np.zeros(len(taken), np.int32)
-        if self._length:
-            for at, ((_, _, user, _), (shown, *_)) in enumerate(zip(taken, waiting, strict=True)):
-                times, rows = self._history(user)
-                end = bisect_left(times, shown)
-                mine = rows[max(0, end - self._length) : end]
-                if mine:
-                    sequence[at, -len(mine) :] = mine
-                    lengths[at] = len(mine)
-            places = np.arange(self._length) >= self._length - lengths[:, None]
-            sequence[places] += 1
+        users, shown = [user for _, _, user, _ in taken], [int(each[0]) for each in waiting]
+        sequence, lengths = self._histories.before(users, shown, self._length)
         return Impressions(
-            np.array([user for _, _, user, _ in taken], np.int64),
+            np.array(users, np.int64),
             np.array([item for *_, item in taken], np.int32),
             np.array([each[1:] for each in waiting], np.float32),
-            np.array([each[0] for each in waiting], np.int64),
+            np.array(shown, np.int64),
             sequence,
             lengths,
         )
 
-    def state(self) -> dict[str, Any]:
-        """Return all that it knows, in plain values, a copy."""
-        return {
-            "pending": [(user, item, *values) for (user, item), values in self._pending.items()],
-            "due": list(self._due),
-            "ready": list(self._ready),
-            "done": {user: (list(times), list(rows)) for user, (times, rows) in self._done.items()},
-            "number": self._number,
-            "until": self.until,
-        }
+    def state(self) -> JoinerState:
+        """Return all that it knows, a copy, made quickly; the joiner may go on meanwhile."""
+        return JoinerState(
+            dict(self._pending), list(self._due), list(self._ready),
+            self._histories.state(), len(self._tasks), self._number, self.until,
+        )  # fmt: skip
 
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Become what `state` returned."""
-        self._pending = {(user, item): list(values) for user, item, *values in state["pending"]}
-        self._due = [tuple(each) for each in state["due"]]
-        self._ready = deque(tuple(each) for each in state["ready"])
-        self._done = dict(state["done"])
-        self._number, self.until = state["number"], state["until"]
+    def restore(self, packed: Mapping[str, AnyArray]) -> None:
+        """Become what `state` returned, packed; ValueError or KeyError where it is of another joiner."""
+        waiting, rewards = packed["waiting"].tolist(), packed["rewards"].tolist()
+        if packed["rewards"].shape[1:] != (len(self._tasks),):
+            raise ValueError(
+                f"rewards of shape {list(packed['rewards'].shape)}, and {len(self._tasks)} tasks"
+            )
+        self._pending = {
+            (user, item): (shown, *each)
+            for (_, _, user, item, shown), each in zip(waiting, rewards, strict=True)
+        }
+        named: list[Due] = [(due, number, user, item) for due, number, user, item, _ in waiting]
+        count, self._number, self.until = packed["place"].tolist()
+        self._due, self._ready = named[:count], deque(named[count:])
+        self._histories.restore(packed)
+
+
+@dataclass(frozen=True, slots=True)
+class JoinerState:
+    """What a joiner knew at a moment.
+
+    Attributes:
+        pending, due, ready: as the joiner has them.
+        histories: of the users, tables.
+        tasks: how many.
+        number: of the next impression.
+        until: how far the stream was.
+    """
+
+    pending: Mapping[tuple[int, int], Waiting]
+    due: Sequence[Due]
+    ready: Sequence[Due]
+    histories: Mapping[str, AnyArray]
+    tasks: int
+    number: int
+    until: int
+
+    def packed(self) -> dict[str, AnyArray]:
+        """Return it as arrays: the tables of the histories; `waiting` int64[n, 5], when each impression is due, its
+        number, user, item and when it was shown, first the heap; `rewards` float64[n, tasks]; and `place` int64[3].
+
+        Takes as long as many impressions wait, in small steps: for a thread beside the one that trains.
+        """
+        every = [*self.due, *self.ready]
+        waiting, rewards = np.empty((len(every), 5), np.int64), np.empty((len(every), self.tasks), np.float64)
+        for start in range(0, len(every), _PACKED_AT_ONCE):
+            part = every[start : start + _PACKED_AT_ONCE]
+            found = [self.pending[user, item] for _, _, user, item in part]
+            stop = start + len(part)
+            waiting[start:stop, :4] = part
+            waiting[start:stop, 4] = [each[0] for each in found]
+            rewards[start:stop] = [each[1:] for each in found]
+        return {
+            **self.histories,
+            "waiting": waiting,
+            "rewards": rewards,
+            "place": np.array([len(self.due), self.number, self.until], np.int64),
+        }

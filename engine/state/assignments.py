@@ -258,16 +258,17 @@ class AssignmentLog(FollowedStream):
         mine = [AssignedItems.decode(fields[1]) for _, fields in found if fields[3] == run.encode()]
         return AssignedItems.join(mine), found[-1][0].decode() if found else after, len(found), missed
 
-    def entries(self, since_ms: int, count: int = 1000) -> Iterator[tuple[int, AssignedItems]]:
-        """Go through what the stream holds since a moment, oldest first, for people who look at it.
+    def entries(self, run: str, since_ms: int = 0, count: int = 1000) -> Iterator[tuple[int, AssignedItems]]:
+        """Go through what the stream holds of a run since a moment, oldest first, for people who look at it.
 
         Yields:
-            When it was written, in milliseconds since the epoch, and the assignments of one entry, of whatever run.
+            When it was written, in milliseconds since the epoch, and the assignments of one entry.
         """
         after = f"{max(0, since_ms - 1)}-{2**63}"
         while found := self._range(after, count):
             for offset, fields in found:
-                yield int(offset.partition(b"-")[0]), AssignedItems.decode(fields[1])
+                if fields[3] == run.encode():
+                    yield int(offset.partition(b"-")[0]), AssignedItems.decode(fields[1])
             after = found[-1][0].decode()
 
     def table(self) -> Iterator[AssignedItems]:

@@ -119,7 +119,7 @@ class EventLog(FollowedStream):
         Args:
             after: the offset.
             entries: how many entries at most.
-            block_ms: how long to wait for the first one where there is none.
+            block_ms: how long to wait for the first one where there is none; 0: not at all.
 
         Returns:
             The events, and whether others that should stand before them are gone.

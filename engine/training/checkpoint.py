@@ -71,6 +71,11 @@ def load(folder: Path, wanted: str) -> dict[str, Any] | None:
     return state if state.get("identity") == wanted else None
 
 
+def tensors(arrays: Mapping[str, AnyArray]) -> dict[str, torch.Tensor]:
+    """Return arrays, which may be written to, in the form in which a state may hold them; the memory is shared."""
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
 def remove(folder: Path) -> None:
     """Forget the state: the training is done."""
     (folder / FILE).unlink(missing_ok=True)

@@ -38,7 +38,8 @@ from engine.training.optimizers import Optimizer, lazy_tables
 from engine.training.path_objective import Examples, PathObjective
 from engine.training.path_validation import recall_of_paths
 from engine.training.paths import PathModel, Ranker
-from engine.training.towers import build_user_tower, tensor
+from engine.training.tensors import tensor
+from engine.training.towers import build_user_tower
 from engine.training.trainer import FADE, LEAST_REFERENCE, begin_at, example_weights, is_memory, torch_threads
 from engine.training.validation import HeldOut, hold_out
 from engine.training.windows import Windows

@@ -8,7 +8,8 @@ import torch
 from engine.core.types import AnyArray, Float32Array, Int32Array
 from engine.models.encoded import Encoded, Multi
 from engine.models.spec import ModelSpec, Side
-from engine.training.towers import Features, ItemTower, UserTower
+from engine.training.tensors import Features
+from engine.training.towers import ItemTower, UserTower
 
 BLOCK = 8192
 """Items whose vectors are computed at once."""

@@ -26,7 +26,8 @@ from engine.training.negatives import (
     log_expected,
 )
 from engine.training.self_supervised import mutual_information, two_views, view_loss
-from engine.training.towers import COSINE_EPS, Features, ItemTower, Packed, UserTower, history, tensor
+from engine.training.tensors import Features, Packed, history, tensor
+from engine.training.towers import COSINE_EPS, ItemTower, UserTower
 
 SHARED_CAP = 4096
 """Most positives of a batch that are negatives of the others: scores are examples times these."""

@@ -20,7 +20,8 @@ from engine.training.export import reads_one, taken
 from engine.training.negatives import AliasTable, Owned, log_expected
 from engine.training.objective import at_times, hour_column, some_unknown
 from engine.training.paths import PathModel, Ranker, with_one
-from engine.training.towers import Features, Packed, UserTower, tensor
+from engine.training.tensors import Features, Packed, tensor
+from engine.training.towers import UserTower
 
 
 @dataclass(frozen=True, slots=True)

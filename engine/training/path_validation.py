@@ -10,7 +10,8 @@ from engine.models.spec import ModelSpec
 from engine.training.data import TrainingData
 from engine.training.export import taken
 from engine.training.paths import PathModel, Ranker, with_one
-from engine.training.towers import Features, UserTower, history, tensor
+from engine.training.tensors import Features, history, tensor
+from engine.training.towers import UserTower
 from engine.training.validation import USERS, HeldOut
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from engine.core.types import Float32Array, Int64Array
 from engine.models.paths import PathModel as Served
 from engine.models.paths import PathSpec
-from engine.training.towers import dropped
+from engine.training.layers import dropped
 
 CHUNK_CELLS = 1 << 21
 """Probabilities that a beam search holds at once: 8 MB."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from engine.core.types import Int32Array
 from engine.models.vq_spec import VqSpec
-from engine.training.towers import tensor
+from engine.training.tensors import tensor
 
 
 class RankStep(nn.Module):

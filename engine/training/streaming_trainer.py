@@ -10,6 +10,9 @@ the state: the same impressions from the same state give the same assignments, b
 Where this deviates from the paper, besides what those modules say:
 
 - The codebook begins at the vectors that items have at first; the paper does not say where its own begins.
+- Tables of embeddings take large steps, since most of their rows are read seldom and a stream passes once; dense layers,
+  which every example moves, take smaller ones (`dense_rate`). With one size the ranking step of a one-pass training found
+  no more than popularity does (docs/benchmarks.md).
 - What users were shown and did nothing of moves the clusters (its reward weighs 1, eq. 12) and is no negative of theirs.
 - The ranking step learns by a softmax over the columns as the index step does, and does not move the index step's item
   vectors; it shares the embeddings of the user's features, and these it moves.
@@ -25,11 +28,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from engine.core.errors import BuildError, ConfigError, SnapshotError
 from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
-from engine.models.codebook import Codebook, coarse_clusters, occurrence_weights
+from engine.models.codebook import Codebook, coarse_clusters, occurrence_weights, sizes_of
 from engine.models.encoded import Encoded, Multi
 from engine.models.features import take_encoded
 from engine.models.streaming_options import StreamingOptions
@@ -128,10 +131,7 @@ class StreamingTrainer:
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
             self._model = VqModel(spec, options)
-        lazy = lazy_tables(self._model.named_modules(), torch.device("cpu"))
-        self._optimizer = Optimizer(
-            dict(self._model.named_parameters()), lazy, "adam", options.learning_rate, options.weight_decay
-        )
+        self._optimizers = self._made_optimizers()
         n = len(items)
         self.steps = 0
         self.assignment = np.full(n, -1, np.int32)
@@ -141,7 +141,9 @@ class StreamingTrainer:
         self._groups = np.full(known + 1, -1, np.int32)
         self._secondary = np.zeros(spec.clusters, np.int32)
         if arrays is None:
-            self.codebook = Codebook.at(self._first_clusters(), options.decay, options.boost)
+            self.codebook = Codebook.at(
+                self._first_clusters(), options.decay, options.boost, options.crowding
+            )
         else:
             self._begin_at(arrays)
         self._settle()
@@ -170,8 +172,11 @@ class StreamingTrainer:
         there[own] = True
         # Items that are drawn stand for the cluster that they were last put in: most of the time goes into assigning.
         clusters = self.assignment[rows]
-        asked = there | (clusters < 0)
-        clusters[asked] = self.codebook.assign(plain[asked], self._pool, self._threads)
+        clusters[there] = self.codebook.place(
+            plain[there], rows[there], self.assignment, self._pool, self._threads
+        )
+        nowhere = clusters < 0
+        clusters[nowhere] = self.codebook.assign(plain[nowhere], self._pool, self._threads)
         codes = self._model.codes(rows)
         biases = self._model.biases(codes)
         result = (rows[there], clusters[there], biases.detach().numpy()[there])
@@ -210,7 +215,9 @@ class StreamingTrainer:
             for begin in range(0, rows.size, BLOCK):
                 part = slice(begin, begin + BLOCK)
                 vectors = self._model.item_vectors(take_encoded(self.items, rows[part])).numpy()
-                clusters[part] = self.codebook.assign(vectors, self._pool, self._threads)
+                clusters[part] = self.codebook.place(
+                    vectors, rows[part], self.assignment, self._pool, self._threads
+                )
                 biases[part] = self._model.biases(self._model.codes(rows[part])).numpy()
         self._note(rows, clusters, biases)
         return clusters, biases
@@ -281,7 +288,7 @@ class StreamingTrainer:
             arrays |= {f"multi.{at}.codes": many.codes, f"multi.{at}.offsets": many.offsets}
         return {
             "model": copy.deepcopy(dict(self._model.state_dict())),
-            "optimizer": copy.deepcopy(self._optimizer.state()),
+            "optimizers": [copy.deepcopy(each.state()) for each in self._optimizers],
             "arrays": {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()},
             "place": (self.steps, self._cursor, intervals.now),
         }
@@ -307,11 +314,12 @@ class StreamingTrainer:
         if arrays["assignment"].size != len(self.items) or arrays["sums"].shape != self.codebook.sums.shape:
             raise ValueError("it has other items or clusters")
         self._model.load_state_dict(state["model"])
-        self._optimizer.load(state["optimizer"])
-        self.codebook = Codebook(arrays["sums"], arrays["counts"], self.options.decay, self.options.boost)
+        for optimizer, kept in zip(self._optimizers, state["optimizers"], strict=True):
+            optimizer.load(kept)
         self._intervals.last, self._intervals.gap = arrays["last"], arrays["gap"]
         self._intervals.seen = arrays["seen"]
         self.assignment, self.biases = arrays["assignment"], arrays["biases"]
+        self.codebook = self._codebook_of(arrays["sums"], arrays["counts"])
         self._groups, self._secondary = arrays["groups"], arrays["secondary"]
         self.steps, self._cursor, self._intervals.now = state["place"]
 
@@ -328,10 +336,33 @@ class StreamingTrainer:
                 f"the loss is {value} at step {self.steps + 1}: look for NaN or huge values in numeric features, or take "
                 "a smaller learning_rate"
             )
-        self._optimizer.zero()
+        for optimizer in self._optimizers:
+            optimizer.zero()
         total.backward()
-        self._optimizer.step()
+        for optimizer in self._optimizers:
+            optimizer.step()
         return value
+
+    def _made_optimizers(self) -> tuple[Optimizer, ...]:
+        """Of the tables, and of the dense layers."""
+        options, model = self.options, self._model
+        lazy = lazy_tables(model.named_modules(), torch.device("cpu"))
+        in_tables = {
+            f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Embedding)
+        }
+        every = dict(model.named_parameters())
+        parts = (
+            ({name: every[name] for name in every if name in in_tables}, options.learning_rate),
+            (
+                {name: every[name] for name in every if name not in in_tables},
+                options.dense_rate * options.learning_rate,
+            ),
+        )
+        return tuple(
+            Optimizer(part, lazy & set(part), "adam", rate, options.weight_decay)
+            for part, rate in parts
+            if part
+        )
 
     def _note(self, rows: Int32Array, clusters: Int32Array, biases: Float32Array) -> None:
         """Keep where items are now."""
@@ -378,9 +409,6 @@ class StreamingTrainer:
             for name, value in self._model.named_buffers():
                 if name in arrays and arrays[name].shape == tuple(value.shape):
                     value.copy_(torch.from_numpy(np.array(arrays[name])))
-        self.codebook = Codebook(
-            arrays["codebook.sums"], arrays["codebook.counts"], self.options.decay, self.options.boost
-        )
         for name, mine in (("assignment", self.assignment), ("item_bias", self.biases)):
             given = arrays.get(name, mine[:0])[: mine.size]
             mine[: given.size] = given
@@ -389,6 +417,13 @@ class StreamingTrainer:
                 f"the earlier model is another one: it has cluster {int(self.assignment.max())}, and there are "
                 f"{spec.clusters:,}"
             )
+        self.codebook = self._codebook_of(arrays["codebook.sums"], arrays["codebook.counts"])
+
+    def _codebook_of(self, sums: Float32Array, counts: Float32Array) -> Codebook:
+        """The clusters, with the items that are in them now."""
+        options = self.options
+        sizes = sizes_of(self.assignment, self.spec.clusters)
+        return Codebook(sums, counts, options.decay, options.boost, options.crowding, sizes)
 
 
 def _joined(first: Encoded, second: Encoded) -> Encoded:

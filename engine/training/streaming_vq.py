@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.core.channel import Progress
 from engine.core.errors import BuildError, ConfigError
-from engine.core.types import AnyArray
+from engine.core.types import AnyArray, Int32Array
 from engine.models.codebook import balance_of
 from engine.models.options import Mode
 from engine.models.streaming_options import StreamingOptions
@@ -49,12 +49,14 @@ class TrainedStream:
             clusters' sizes over their median, 0 where that is 0), `empty` (share of the clusters), `seconds`.
         steps: steps done.
         seconds: what training took, in all the processes that had a part in it.
+        streamed: int32[items], the clusters as the streams left them, before every item was assigned; -1: none yet.
     """
 
     arrays: dict[str, AnyArray]
     curves: dict[str, list[float]]
     steps: int
     seconds: float
+    streamed: Int32Array
 
 
 @dataclass
@@ -159,13 +161,14 @@ class _Replay:
             self._progress.advance(state.done % self._batches)
             self._pass(number, state.done % self._batches, points)
         began = time.monotonic()
+        streamed = trainer.assignment.copy()
         trainer.assign(np.arange(len(trainer.items), dtype=np.int32))
         arrays = trainer.arrays()
         state.seconds += time.monotonic() - began
         if self._work is not None:
             curves.draw(state.curves, 0, self._work / curves.FILE)
             checkpoint.remove(self._work)
-        return TrainedStream(arrays, state.curves, trainer.steps, state.seconds)
+        return TrainedStream(arrays, state.curves, trainer.steps, state.seconds, streamed)
 
     def _pass(self, number: int, first: int, points: set[int]) -> None:
         """Do the rest of a pass, from a batch on."""

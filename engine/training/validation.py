@@ -13,7 +13,8 @@ from engine.core.types import BoolArray, Int32Array, Int64Array
 from engine.models.spec import ModelSpec
 from engine.training.data import TrainingData
 from engine.training.export import item_vectors, taken
-from engine.training.towers import Features, ItemTower, Packed, UserTower, history, tensor
+from engine.training.tensors import Features, Packed, history, tensor
+from engine.training.towers import ItemTower, UserTower
 
 USERS = 512
 """Users whose scores are computed at once."""

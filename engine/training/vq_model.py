@@ -21,15 +21,8 @@ from engine.models.vq_spec import VqSpec
 from engine.training.export import mean_for_unknown, reads_one
 from engine.training.objective import at_times, hour_column, some_unknown
 from engine.training.rank import RankStep
-from engine.training.towers import (
-    Features,
-    ItemTower,
-    Packed,
-    UserTower,
-    build_item_tower,
-    build_user_tower,
-    tensor,
-)
+from engine.training.tensors import Features, Packed, tensor
+from engine.training.towers import ItemTower, UserTower, build_item_tower, build_user_tower
 from engine.training.vq_losses import own_items, rewarded_softmax, similarity, straight_through
 
 

@@ -15,12 +15,14 @@ from channels.deep_retrieval import DeepRetrievalOptions
 from channels.deep_retrieval.lists import PathLists, invert, reach_reference
 from channels.deep_retrieval.names import path_names
 from channels.deep_retrieval.rerank import Ranker, rank_reference
+from engine.ann.lists import in_bytes
 from engine.core.channel import BuildContext, SilentProgress
 from engine.core.errors import BuildError, ConfigError, SnapshotError, StateUnavailableError
 from engine.core.memory import MemorySink
 from engine.core.query import History, QueryBatch
 from engine.core.types import RaggedRows
 from engine.models.paths import PathSpec
+from engine.models.tiles import in_wide_bytes
 from engine.testing import ChannelContract
 from engine.testing.world import (
     catalogue_columns,
@@ -67,7 +69,15 @@ class TestDeepLattice(ChannelContract):
     def channel(self):
         channel = channel_of()
         model = channel._model
-        channel._lists = PathLists(1 << 40, model.codes, model.offsets, model.rows)
+        channel._lists = PathLists(
+            1 << 40,
+            model.codes,
+            model.offsets,
+            model.rows,
+            model.list_vectors,
+            model.list_scales,
+            model.list_bias,
+        )
         return channel
 
 
@@ -89,6 +99,11 @@ def on_paths(channel, batch, beam=30):
     return vectors, found
 
 
+def in_bytes_and_back(vectors):
+    codes, scales = in_bytes(vectors)
+    return codes * scales[:, None]
+
+
 def test_candidates_are_the_best_of_what_is_on_the_users_paths():
     channel = channel_of()
     batch = random_batch(40, 60, 5)
@@ -98,7 +113,7 @@ def test_candidates_are_the_best_of_what_is_on_the_users_paths():
     for q in range(5):
         rows = np.array([row for row, _, _ in found[q]], np.int32)
         assert rows.size > 6
-        expected = rank_reference(vectors[q], model.vectors, model.bias, rows, 6)
+        expected = rank_reference(vectors[q], in_bytes_and_back(model.vectors), model.bias, rows, 6)
         mine = answer.query(q)
         assert mine.rows.tolist() == [row for row, _ in expected]
         np.testing.assert_allclose(mine.scores, [score for _, score in expected], atol=1e-5)
@@ -277,37 +292,92 @@ def test_names_are_those_of_the_lattice(width, depth):
     assert names == [lattice.name(int(code)) for code in codes]
 
 
-@given(st.integers(0, 2**16))
+def lists_of(paths, assignment, vectors, bias):
+    codes, offsets, rows = invert(assignment)
+    return PathLists(paths, codes, offsets, rows, *in_wide_bytes(vectors, rows), bias[rows])
+
+
+@given(st.integers(0, 2**16), st.booleans())
 @settings(max_examples=40, deadline=None)
-def test_lists_and_ranker_are_as_plain_python_says(seed):
+def test_lists_and_ranker_are_as_plain_python_says(seed, rerank):
     random = np.random.default_rng(seed)
-    n, items, beam, whole = int(random.integers(1, 4)), int(random.integers(1, 30)), 6, 12
+    n, items, beam, whole = int(random.integers(1, 4)), int(random.integers(1, 60)), 6, 12
+    published, e = int(random.integers(0, 4)), int(random.integers(1, 20))
     assignment = np.sort(random.integers(-1, whole, (items, 3)), axis=1)[:, ::-1].copy()
-    lists = PathLists(int(random.choice([whole, 1 << 30])), *invert(assignment))
+    vectors = random.integers(-127, 128, (items + published, e)).astype(np.float32)
+    # The largest is 127: bytes are these numbers themselves.
+    vectors[:, 0] = 127
+    bias = random.integers(-2, 3, items + published).astype(np.float32)
+    lists = lists_of(int(random.choice([whole, 1 << 30])), assignment, vectors[:items], bias[:items])
+    ranker = Ranker(items, e)
+    nowhere = np.empty(0, np.int32)
+    for row in range(items, items + published):
+        places = (
+            np.unique(random.integers(0, lists.codes.size, 2)).astype(np.int32)
+            if lists.codes.size
+            else nowhere
+        )
+        ranker.put(np.array([row], np.int32), vectors[row : row + 1], bias[row : row + 1])
+        lists.move(row, nowhere, places)
+        mine = np.full((1, 3), -1)
+        mine[0, : places.size] = lists.codes[places]
+        assignment = np.concatenate((assignment, mine))
     paths = np.stack([random.permutation(whole)[:beam] for _ in range(n)]).astype(np.int64)
     logs = -np.sort(random.integers(0, 4, (n, beam)), axis=1).astype(np.float32)
     k = random.integers(0, 9, n).astype(np.int32)
-    available = random.random(items) < 0.8
+    available = random.random(items + published) < 0.8
     excluded = [random.permutation(items)[: random.integers(0, 4)].astype(np.int32) for _ in range(n)]
+    users = random.integers(-2, 3, (n, e)).astype(np.float32)
     asked = k > 0
-    found = lists.reach(paths[asked], logs[asked], asked, available, RaggedRows.of(excluded))
-    rows, places, got, offsets = found
-    vectors = random.integers(-2, 3, (items, 4)).astype(np.float32)
-    bias = random.integers(-1, 2, items).astype(np.float32)
-    users = random.integers(-2, 3, (n, 4)).astype(np.float32)
-    answer = Ranker(vectors, bias).rank(users[asked], k, found, None, True)
+    answer = ranker.best(
+        users[asked], paths[asked], logs[asked], k, lists, available, RaggedRows.of(excluded), rerank
+    )
     for q in range(n):
-        mine = slice(int(offsets[q]), int(offsets[q + 1]))
-        if not asked[q]:
-            assert mine.start == mine.stop
-            continue
-        plain = reach_reference(assignment, paths[q], logs[q], available, set(excluded[q].tolist()))
-        assert list(
-            zip(rows[mine].tolist(), lists.codes[places[mine]].tolist(), got[mine].tolist(), strict=True)
-        ) == [*plain]
-        best = rank_reference(users[q], vectors, bias, rows[mine], int(k[q]))
         one = answer.query(q)
+        plain = reach_reference(assignment, paths[q], logs[q], available, set(excluded[q].tolist()))
+        rows = np.array([row for row, _, _ in plain], np.int32)
+        best = rank_reference(users[q], vectors, bias, rows, int(k[q]))
+        if not rerank:
+            best = sorted(((row, log) for row, _, log in plain), key=lambda each: (-each[1], each[0]))[: k[q]]
         assert list(zip(one.rows.tolist(), one.scores.tolist(), strict=True)) == best
+        path_of = {row: code for row, code, _ in plain}
+        assert lists.codes[one.triggers].tolist() == [path_of[row] for row in one.rows.tolist()]
+
+
+def test_of_many_items_on_several_paths_the_best_are_found_in_every_batch():
+    random = np.random.default_rng(3)
+    items, whole, beam, n = 3000, 40, 20, 5
+    assignment = np.argsort(random.random((items, whole)), axis=1)[:, :3].astype(np.int64)
+    vectors = random.standard_normal((items, 24)).astype(np.float32)
+    bias = random.standard_normal(items).astype(np.float32)
+    lists = lists_of(whole, assignment, vectors, bias)
+    users = random.standard_normal((n, 24)).astype(np.float32)
+    paths = np.stack([random.permutation(whole)[:beam] for _ in range(n)]).astype(np.int64)
+    logs = -np.sort(random.random((n, beam)), axis=1).astype(np.float32)
+    # Most of what is best is excluded or taken down: the ranker has to look further.
+    available = bias < 1
+    excluded = [
+        np.flatnonzero(bias > 0).astype(np.int32) if q % 2 else np.empty(0, np.int32) for q in range(n)
+    ]
+    k = np.array([1, 50, 100, 300, 3000], np.int32)
+    ranker, ragged = Ranker(items, 24), RaggedRows.of(excluded)
+    answer = ranker.best(users, paths, logs, k, lists, available, ragged, True)
+    for q in range(n):
+        banned = set(excluded[q].tolist())
+        rows = np.array(
+            [row for row, _, _ in reach_reference(assignment, paths[q], logs[q], available, banned)]
+        )
+        best = rank_reference(users[q], vectors, bias, rows, int(k[q]))
+        one = answer.query(q)
+        assert one.rows.size == len(best)
+        # Bytes put those at the end in another order.
+        assert len(set(one.rows.tolist()) & {row for row, _ in best}) >= 0.97 * len(best)
+        np.testing.assert_allclose(one.scores, [score for _, score in best], atol=0.15)
+        alone = ranker.best(
+            users[q : q + 1], paths[q : q + 1], logs[q : q + 1], k[q : q + 1], lists, available,
+            RaggedRows.of(excluded[q : q + 1]), True,
+        )  # fmt: skip
+        assert (alone.rows.tobytes(), alone.scores.tobytes()) == (one.rows.tobytes(), one.scores.tobytes())
 
 
 def test_groups_vote_as_plain_python_says():
@@ -379,7 +449,8 @@ def test_a_log_without_likes_is_refused():
     "name",
     [
         "spec", "learnt_until", "assignment", "scores.paths", "scores.values", "rank.vectors", "rank.bias", "lists.paths",
-        "lists.offsets", "lists.rows", "similar.offsets", "similar.items", "paths.layers.1.0.weight",
+        "lists.offsets", "lists.rows", "lists.vectors", "lists.scales", "lists.bias",
+        "similar.offsets", "similar.items", "paths.layers.1.0.weight",
         "paths.nodes.0.weight", "user.sequence.items.weight", "encoded.user.codes",
     ],
 )  # fmt: skip
@@ -406,6 +477,9 @@ def test_a_bundle_that_lacks_something_is_refused(name):
         ("lists.paths", lambda array: array + 125),
         ("lists.offsets", lambda array: array + 1),
         ("lists.rows", lambda array: array + 40),
+        ("lists.vectors", lambda array: array[:, 1:]),
+        ("lists.scales", lambda array: array.astype(np.float64)),
+        ("lists.bias", lambda array: array[1:]),
         ("similar.items", lambda array: array - 40),
         ("paths.layers.2.1.bias", lambda array: array[1:]),
     ],

@@ -11,7 +11,7 @@ from deep_retrieval_world import SMALL, written
 
 from engine.cli import app
 from engine.cli.build import run_build
-from engine.cli.inspect import batch_of, sampled
+from engine.cli.inspected import batch_of, sampled
 from engine.config import load_config
 from engine.core.errors import ConfigError, SnapshotError
 from engine.core.types import RaggedRows

@@ -12,6 +12,7 @@ from streaming_vq_world import SMALL, loaded, written
 from channels.streaming_vq import StreamingVqOptions
 from channels.streaming_vq.build import rewards_of
 from channels.streaming_vq.merge import merge_reference
+from engine.ann.lists import in_bytes
 from engine.core.channel import BuildContext, Events, SilentProgress
 from engine.core.errors import BuildError, ConfigError, SnapshotError, StateUnavailableError
 from engine.core.memory import MemorySink
@@ -78,7 +79,8 @@ class TestTasks(ChannelContract):
 def index_scores(channel, batch):
     """float64[n, K]: what the plain towers say."""
     vectors, _ = channel.user_vectors(channel._queries.encode(batch))
-    return vectors.astype(np.float32) @ channel._model.vectors.T
+    codes, scales = in_bytes(channel._model.vectors)
+    return vectors.astype(np.float32) @ (codes * scales[:, None]).T
 
 
 def members(channel, q, batch):
@@ -114,6 +116,7 @@ def test_the_ranking_step_orders_what_the_merge_gives_it(rank):
     scores = channel._scorer.scores(vectors)
     model, spec = channel._model, channel._model.spec
     arrays = world(rank=rank, training=TASKS)[2]
+    kept = arrays["lists.vectors"] * arrays["lists.scales"][:, None]
     for q in range(5):
         listed = merge_reference(scores[q, : spec.clusters], members(channel, q, batch), 20, 2)
         rows = np.array([row for row, _, _ in listed])
@@ -124,7 +127,7 @@ def test_the_ranking_step_orders_what_the_merge_gives_it(rank):
             codes, lengths = debiased(read, channel._groups, spec.dropped_clusters, spec.rank_history)
             history = codes[0, codes.shape[1] - lengths[0] :]
         expected = rank_reference(
-            spec, arrays, channel._weights, inputs[q], arrays["lists.vectors"][slots],
+            spec, arrays, channel._weights, inputs[q], kept[slots, : spec.rank_dimension],
             arrays["lists.rank_bias"][slots], history,
         )  # fmt: skip
         order = np.lexsort((rows, -expected))[:7]
@@ -307,6 +310,7 @@ def test_a_guest_without_history_gets_an_answer():
         ("lists.offsets", lambda a: a[::-1].copy(), "lists.offsets"),
         ("lists.places", lambda a: a.astype(np.int64), "lists.places"),
         ("lists.vectors", lambda a: a[:, :-1], "lists.vectors"),
+        ("lists.scales", lambda a: a.astype(np.float64), r"lists.scales.*float64\[40\].*float32\[40\]"),
         ("assignment", None, "assignment"),
         ("rank.project.weight", lambda a: a[:-1], "rank.project.weight"),
         ("spec", lambda a: a[:-1], "spec"),

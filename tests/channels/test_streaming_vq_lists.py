@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from channels.streaming_vq.lists import SHORT, SPARE, ClusterLists, lists_reference
 from channels.streaming_vq.merge import Merger, Scorer, merge_reference, sort_reference
+from engine.ann.lists import in_bytes
 from engine.core.types import RaggedRows
 from engine.models.cluster_lists import sort_lists
 
@@ -219,6 +220,8 @@ def test_scores_of_clusters_are_products_and_do_not_depend_on_the_batch():
         users = random.standard_normal((9, width)).astype(np.float32)
         scorer = Scorer(vectors)
         together = scorer.scores(users)
-        np.testing.assert_allclose(together[:, :clusters], users @ vectors.T, atol=1e-5)
+        codes, scales = in_bytes(vectors)
+        np.testing.assert_allclose(together[:, :clusters], users @ (codes * scales[:, None]).T, atol=1e-5)
+        np.testing.assert_allclose(together[:, :clusters], users @ vectors.T, atol=0.05 * np.sqrt(width))
         for q in range(9):
             assert scorer.scores(users[q : q + 1]).tobytes() == together[q].tobytes()

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from engine import config as configuration
-from engine.config import channel_class, cross_check, default_config_path, parse_config
+from engine.config import cross_check, default_config_path, parse_config
 from engine.core.channel import Channel
 from engine.core.errors import ConfigError
+from engine.plugins import channel_class
 
 
 def raw() -> dict[str, Any]:
@@ -28,7 +28,7 @@ def remote(monkeypatch):
     def found(name: str) -> type[Channel]:
         return Remote if name == "remote" else channel_class(name)
 
-    monkeypatch.setattr(configuration, "channel_class", found)
+    monkeypatch.setattr("engine.config.reading.channel_class", found)
     values = raw()
     values["channels"]["remote"] = {}
     values["scenes"]["default"]["quotas"]["remote"] = 0

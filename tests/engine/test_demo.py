@@ -15,13 +15,13 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pytest
 
-from engine.cli import app
+from engine.cli import app, streaming_story
 from engine.core.errors import StateError
 from engine.data.dataset import write_dataset
 
 Demo: TypeAlias = Callable[..., tuple[int, str, str]]
 
-CHANNELS = ("itemcf", "swing", "usercf", "two_tower", "popular", "fresh")
+CHANNELS = ("itemcf", "swing", "usercf", "two_tower", "streaming_vq", "popular", "fresh")
 
 
 @pytest.fixture(autouse=True)
@@ -32,12 +32,12 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def demo(capsys: pytest.CaptureFixture[str]) -> Demo:
-    """Run `recall demo --once --port 0` in this process; return exit status, output and errors."""
+    """Run `recall demo --once --port 0 --no-train` in this process; return exit status, output and errors."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            app(["demo", "--once", "--port", "0", *map(str, arguments)])
+            app(["demo", "--once", "--port", "0", "--no-train", *map(str, arguments)])
         out, err = capsys.readouterr()
         code = ended.value.code
         return code if isinstance(code, int) else 0, out, err
@@ -91,6 +91,16 @@ def test_it_tells_a_live_story(demo: Demo, folder: Path) -> None:
         assert re.search(expected, story), expected
 
 
+def test_a_post_is_in_a_cluster_and_recalled_from_it_as_soon_as_it_is_published(
+    demo: Demo, folder: Path
+) -> None:
+    _, out, _ = demo("--dir", folder)
+    story = " ".join(out.split("5. Learning")[1].split())
+    assert "where PyTorch is installed a trainer learns meanwhile" in story
+    assert re.search(r"published; the channel .* streaming_vq #\d+ of user \d+, from cluster \d+", story)
+    assert "the trainer has" not in story
+
+
 def test_a_machine_without_a_store_program_shows_the_rest(
     demo: Demo, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +117,7 @@ def test_a_machine_without_a_store_program_shows_the_rest(
 def test_the_second_time_builds_nothing_and_answers_the_same(demo: Demo, folder: Path) -> None:
     _, first, _ = demo("--dir", folder)
     _, second, _ = demo("--dir", folder)
-    assert "0 snapshots built, 13 used again" in second
+    assert "0 snapshots built, 14 used again" in second
     assert candidates_of(first) == candidates_of(second)
     chosen = [re.search(r"for user (\d+)", out) for out in (first, second)]
     assert chosen[0] is not None
@@ -115,11 +125,11 @@ def test_the_second_time_builds_nothing_and_answers_the_same(demo: Demo, folder:
     assert chosen[0][1] == chosen[1][1]
 
 
-def test_an_unknown_user_is_answered_by_the_fallback(demo: Demo, folder: Path) -> None:
+def test_an_unknown_user_is_answered_by_what_needs_no_history(demo: Demo, folder: Path) -> None:
     code, out, _ = demo("--dir", folder, "--user", 10**12)
     assert code == 0
-    assert "has no history: the fallback channels answer" in out
-    assert " popular #1" in candidates_of(out)
+    assert "has no history: channels that need none answer" in out
+    assert " streaming_vq #1" in candidates_of(out)  # by the biases of the items
 
 
 def test_a_taken_port_is_one_sentence(demo: Demo, folder: Path) -> None:
@@ -207,7 +217,7 @@ def test_both_languages_of_the_front_page_show_the_same_code() -> None:
 
 
 def test_it_keeps_serving_until_ctrl_c_and_what_it_tells_you_to_type_works(folder: Path) -> None:
-    command = [sys.executable, "-m", "engine", "demo", "--dir", str(folder), "--port", "0"]
+    command = [sys.executable, "-m", "engine", "demo", "--dir", str(folder), "--port", "0", "--no-train"]
     running = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, bufsize=1
     )
@@ -244,3 +254,19 @@ def test_it_keeps_serving_until_ctrl_c_and_what_it_tells_you_to_type_works(folde
     finally:
         running.kill()
         running.wait()
+
+
+def test_a_trainer_assigns_what_is_published_while_it_runs(
+    demo: Demo, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The last one: what the trainer has learnt stays in the folder, and changes later answers.
+    pytest.importorskip("torch", reason="training needs PyTorch (pip install 'recall-engine[train]')")
+    for patience in ("READY_SECONDS", "TRAINED_SECONDS"):
+        monkeypatch.setattr(streaming_story, patience, 300.0)
+    code, out, _ = demo("--dir", folder, "--train")
+    assert code == 0
+    story = " ".join(out.split("5. Learning")[1].split())
+    put = re.search(r"while the trainer runs the trainer has put it into cluster (\d+)", story)
+    assert put is not None, story
+    assert re.search(rf"asked for streaming_vq #\d+ of user \d+, from cluster {put[1]} ", story)
+    assert re.search(r"the trainer has taken in \d+ events", story)

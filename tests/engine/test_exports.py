@@ -22,7 +22,10 @@ from engine.core.filter import Filter
 from engine.core.options import Options
 
 
-@pytest.mark.parametrize("name", ["engine.testing", "engine.client", "engine.data.snapshot"])
+@pytest.mark.parametrize(
+    "name",
+    ["engine.testing", "engine.client", "engine.config", "engine.data.snapshot", "engine.models.features"],
+)
 def test_what_a_package_exports_is_what_its_all_says(name):
     package = importlib.import_module(name)
     public = {

@@ -17,6 +17,7 @@ from engine.models.codebook import (
     balance_of,
     coarse_clusters,
     occurrence_weights,
+    sizes_of,
 )
 from engine.models.debiased import debiased
 
@@ -73,6 +74,61 @@ def test_the_disturbance_favours_clusters_below_a_fifth_of_the_mean():
     assert Codebook(vectors * counts[:, None], counts, boost=5.0).assign(item).tolist() == [1]
     assert Codebook(vectors * counts[:, None], counts, boost=0.0).assign(item).tolist() == [0]
     np.testing.assert_allclose(Codebook(vectors, counts, boost=5.0).discounts(), [1.0, 0.5], rtol=1e-6)
+
+
+def test_a_cluster_with_more_items_than_the_mean_seems_farther():
+    vectors = np.array([[0.0], [1.0]], np.float32)
+    item = np.array(
+        [[0.4]], np.float32
+    )  # 0.4 from the first, which has 1.75 of the mean, 0.6 from the second
+    sizes, counts = np.array([7, 1]), np.ones(2, np.float32)
+    book = Codebook(vectors, counts, boost=0.0, crowding=1.0, sizes=sizes)
+    np.testing.assert_allclose(book.discounts(), [1.75, 1.0], rtol=1e-6)
+    assert book.assign(item).tolist() == [1]
+    assert Codebook(vectors, counts, boost=0.0, crowding=0.5, sizes=sizes).assign(item).tolist() == [0]
+    # Where there are fewer items than clusters, one is no crowd.
+    alone = Codebook(vectors, counts, boost=0.0, crowding=1.0, sizes=np.array([1, 0]))
+    np.testing.assert_array_equal(alone.discounts(), [1.0, 1.0])
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(1, 90),
+    st.lists(st.integers(0, 39), max_size=120),
+    st.sampled_from((0.0, 1.0)),
+    st.integers(0, 9),
+)
+def test_placing_keeps_the_sizes_and_does_not_depend_on_threads(clusters, rows, crowding, seed):
+    random = np.random.default_rng(seed)
+    begin = random.integers(-1, clusters, 40).astype(np.int32)
+    mine = np.array(rows, np.int32)  # some of them twice
+    vectors = random.standard_normal((mine.size, 5), np.float32)
+    made = []
+    with ThreadPoolExecutor(2) as pool:
+        for threads in (None, pool):
+            book = random_book(clusters, 5, seed, crowding=crowding, sizes=sizes_of(begin, clusters))
+            assignment = begin.copy()
+            chosen = book.place(vectors, mine, assignment, threads, 2)
+            np.testing.assert_array_equal(book.sizes, sizes_of(assignment, clusters))
+            made.append(assignment)
+            last = dict(zip(mine.tolist(), chosen.tolist(), strict=True))
+            assert all(assignment[row] == cluster for row, cluster in last.items())
+    np.testing.assert_array_equal(made[0], made[1])
+
+
+def test_equal_items_share_out_over_the_clusters_where_it_is_crowded():
+    """All but a few items are alike, as those are that nobody has seen."""
+    random = np.random.default_rng(0)
+    items = (1e-3 * random.standard_normal((400, 4))).astype(np.float32)
+    items[:40] += random.standard_normal((40, 4), np.float32)
+    largest = {}
+    for crowding in (0.0, 1.0):
+        book = Codebook.at(items[::25].copy(), boost=0.0, crowding=crowding)
+        assignment = np.full(400, -1, np.int32)
+        for _ in range(3):
+            book.place(items, np.arange(400, dtype=np.int32), assignment)
+        largest[crowding] = balance_of(assignment, 16).largest
+    assert largest[1.0] < 0.15
 
 
 def test_of_equally_near_clusters_the_first_is_taken():
@@ -174,6 +230,8 @@ def test_options_that_mean_nothing_are_refused():
         Codebook.at(np.zeros((2, 2), np.float32), decay=1.0)
     with pytest.raises(ConfigError, match="boost"):
         Codebook.at(np.zeros((2, 2), np.float32), boost=-1.0)
+    with pytest.raises(ConfigError, match="crowding"):
+        Codebook.at(np.zeros((2, 2), np.float32), crowding=-1.0)
 
 
 # --- debiased histories -------------------------------------------------------------------------------------------

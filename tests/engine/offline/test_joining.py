@@ -154,7 +154,7 @@ def test_what_goes_on_from_a_state_gives_the_same(entries, kept_at, size):
     gave: list[list[Any]] = [[], []]
     for at, entry in enumerate(entries):
         if at == kept_at:
-            state = broken.state()
+            state = broken.state().packed()
             broken = joiner()
             broken.restore(state)
         for join, mine in zip((whole, broken), gave, strict=True):

@@ -20,8 +20,9 @@ from engine.online.answered import Answered
 from engine.online.beside import Beside, Guard, Guards
 from engine.online.breaker import BreakerState
 from engine.online.metrics import Metrics
-from engine.online.pipeline import Pipeline, Run
+from engine.online.pipeline import Pipeline
 from engine.online.request import Request
+from engine.online.run import Run
 
 OK, EMPTY, TIMEOUT, ERROR, SKIPPED, GATED = (int(status) for status in ChannelStatus)
 SECONDS = 10.0
@@ -580,7 +581,7 @@ async def test_over_grpc_a_plugin_that_hangs_costs_the_answer_its_deadline_and_n
     replica = base.replica
     pipelines = {
         name: Pipeline(
-            pipeline.scene, base.channels, dict(zip(pipeline.filter_names, pipeline._filters, strict=True)),
+            pipeline.scene, base.channels, dict(zip(pipeline.filter_names, pipeline._filters.filters, strict=True)),
             pipeline._hydrator, 2.0, guards,
         )
         for name, pipeline in replica.pipelines.items()

@@ -116,7 +116,7 @@ def test_an_answer_that_does_not_fit_is_loud_where_a_query_is_asked_alone_too():
 
 def test_the_log_says_it_once_a_minute(caplog):
     world = world_of(Needy([0, 1]))
-    with caplog.at_level(logging.WARNING, "engine.online.pipeline"):
+    with caplog.at_level(logging.WARNING, "engine.online.mask"):
         for _ in range(3):
             run_of(world, Request(user_id=1), Request(user_id=2))
     assert [record.getMessage() for record in caplog.records] == [

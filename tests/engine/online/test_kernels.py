@@ -21,10 +21,15 @@ def calls(folder: Path, kind: str) -> dict[str, list[Kernel]]:
     return {name: [Kernel(*each) for each in found] for name, found in json.loads(done.stdout).items()}
 
 
+LEARNT = ("channels.two_tower", "channels.streaming_vq", "engine.ann.", "engine.models.")
+"""Where the kernels are that the channels call besides which came with the sample, trained; they are in no other."""
+
+
 def differences(found: list[Kernel]) -> set[Kernel]:
     # Swing draws users only where an item has more than most data sets' items.
     rare = {kernel for kernel in listed() if (kernel.module, kernel.name) == ("channels.swing", "_draw")}
-    return (set(found) ^ set(listed())) - rare
+    learnt = {kernel for kernel in listed() if kernel.module.startswith(LEARNT)}
+    return (set(found) ^ set(listed())) - rare - learnt
 
 
 def test_the_list_holds_what_a_build_and_a_server_call_and_nothing_is_first_called_while_serving(

@@ -25,8 +25,9 @@ from engine.core.merge import MergeMode
 from engine.core.options import Options
 from engine.data.ids import IdIndex
 from engine.online.hydrate import Hydrator
-from engine.online.pipeline import Pipeline, Run
+from engine.online.pipeline import Pipeline
 from engine.online.request import RecentItems, Request
+from engine.online.run import Run
 from engine.state.history import SnapshotHistory
 from engine.testing import built_channel, interactions_of, tiny_interactions
 from filters.excluded import Excluded

@@ -308,7 +308,7 @@ async def test_a_token_or_a_certificate_suffices_where_both_are_asked_for(
 
 
 def test_tokens_are_read_again_when_their_file_changes(tokens, monkeypatch, caplog):
-    monkeypatch.setattr(security, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("engine.online.security.tokens.LOOK_SECONDS", 0.0)
     file = Path(tokens)
     known = Tokens(file, "")
     assert known.holder(TOKENS["web"]) == "token:web"

@@ -134,5 +134,6 @@ def test_the_log_can_be_looked_at_from_a_moment_on(any_store):
     time.sleep(0.005)
     second = log.write(items_of(i2=6), "r1", lease)
     moment = int(second.partition("-")[0])
-    assert [said(items) for _, items in log.entries(0)] == [{1: (5, 1.25)}, {2: (6, 1.5)}]
-    assert [(at, said(items)) for at, items in log.entries(moment)] == [(moment, {2: (6, 1.5)})]
+    assert [said(items) for _, items in log.entries("r1")] == [{1: (5, 1.25)}, {2: (6, 1.5)}]
+    assert [(at, said(items)) for at, items in log.entries("r1", moment)] == [(moment, {2: (6, 1.5)})]
+    assert list(log.entries("r2")) == []

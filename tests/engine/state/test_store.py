@@ -15,7 +15,8 @@ from stores import cluster, connected, free_ports, redis_server, server
 
 from engine.core.errors import StateError, StateUnavailableError
 from engine.state.embedded import server_binary
-from engine.state.store import Script, StateStore, address_of, state_url
+from engine.state.store import Script, StateStore
+from engine.state.url import address_of, state_url
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ from engine.state.layout import (
     user_prefix,
     user_tag,
 )
-from engine.state.store import StateStore, _exchange
+from engine.state.nodes import exchange
+from engine.state.store import StateStore
 from engine.state.writes import CommitResult, UserLimits, UserStore, Writes
 
 LAYOUT = ExposureLayout(planned=8, bits=10, hashes=3)
@@ -269,7 +270,7 @@ def test_exposures_may_be_kept_elsewhere(embedded: StateStore) -> None:
 def test_the_script_comes_back_where_it_is_not_known(any_store: StateStore) -> None:
     commit(any_store, fresh_user(), [("act", (1, CLICK, 1, 0.0), b"")])
     for node in any_store._nodes():
-        _exchange([(node, [("SCRIPT", "FLUSH")])], 5.0)
+        exchange([(node, [("SCRIPT", "FLUSH")])], 5.0)
     assert commit(any_store, fresh_user(), [("act", (1, CLICK, 1, 0.0), b"")]).accepted == 1
 
 

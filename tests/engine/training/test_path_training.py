@@ -24,7 +24,8 @@ from engine.training import optimizers  # noqa: E402
 from engine.training.data import TrainingData  # noqa: E402
 from engine.training.deep_retrieval import train_paths  # noqa: E402
 from engine.training.paths import PathModel, Ranker, with_one  # noqa: E402
-from engine.training.towers import Features, build_user_tower, history  # noqa: E402
+from engine.training.tensors import Features, history  # noqa: E402
+from engine.training.towers import build_user_tower  # noqa: E402
 
 USERS, ITEMS, GROUPS, WIDTH = 120, 40, 2, 16
 ITEM_ID = Feature(name="item_id", kind="id", dimension=WIDTH, size=ITEMS + 1)

@@ -12,7 +12,9 @@ from engine.models.encoded import Encoded, EncodedUsers, Multi  # noqa: E402
 from engine.models.spec import Feature, ModelSpec, SequenceSpec  # noqa: E402
 from engine.training import export  # noqa: E402
 from engine.training.export import arrays, item_vectors, taken  # noqa: E402
-from engine.training.towers import Features, Packed, build_item_tower, build_user_tower, dropped  # noqa: E402
+from engine.training.layers import dropped  # noqa: E402
+from engine.training.tensors import Features, Packed  # noqa: E402
+from engine.training.towers import build_item_tower, build_user_tower  # noqa: E402
 
 ITEMS, WIDTH, USERS = 30, 8, 17
 ITEM_ID = Feature(name="item_id", kind="id", dimension=WIDTH, size=ITEMS + 1)

@@ -399,7 +399,7 @@ def test_a_stopped_training_goes_on_where_it_was(tmp_path):
 @pytest.mark.parametrize("rank", ["none", "two_tower", "complex"])
 def test_a_log_is_learnt_and_the_arrays_are_those_of_the_specification(rank):
     data, spec = small_data(), small_spec(rank)
-    options = SMALL.model_copy(update={"epochs": 12})
+    options = SMALL.model_copy(update={"epochs": 12, "crowding": 0.0})
     made = train_streaming(spec, options, data, SilentProgress())
     arrays = made.arrays
     assert made.steps == 12 * -(-data.interactions.entries // 32)
@@ -470,6 +470,21 @@ def test_each_task_has_a_tower_of_its_own_and_rewards_draw_the_clusters():
     )
     other = train_streaming(spec, indifferent, data, SilentProgress(), log=task_log(data)).arrays
     assert arrays["codebook.counts"].sum() > 1.2 * other["codebook.counts"].sum()
+
+
+def test_what_nobody_has_seen_does_not_crowd_in_one_cluster():
+    """Two thirds of the items never come; by the paper's rules, without crowding, they go where the vectors begin."""
+    data = small_data()
+    seen = data.interactions.rows < SMALL_ITEMS // 3
+    log = ImpressionLog.of_positives(data.interactions, np.where(seen, 1, 0).astype(np.float32))
+    largest = {}
+    for crowding in (0.0, 1.0):
+        options = SMALL.model_copy(update={"epochs": 4, "crowding": crowding})
+        made = train_streaming(small_spec(), options, data, SilentProgress(), log=log)
+        balance = balance_of(made.arrays["assignment"], 8)
+        largest[crowding] = balance.largest
+    assert largest[1.0] < 0.25 < largest[0.0]
+    assert balance.empty == 0
 
 
 def test_published_items_are_placed_by_their_features_and_passed_over_in_histories():

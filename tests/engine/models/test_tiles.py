@@ -1,0 +1,73 @@
+"""Products of small blocks, held to their plain twins."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba import njit
+
+from engine.core.select import sort_digits
+from engine.models.tiles import in_wide_bytes, multiply, multiply_reference, product, wide, widened
+
+
+@given(
+    st.integers(1, 21),
+    st.integers(1, 70),
+    st.integers(1, 9),
+    st.sampled_from((np.float32, np.int8)),
+    st.integers(0, 99),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_product_is_that_of_the_plain_twin_and_no_row_depends_on_the_others(n, terms, blocks, kind, seed):
+    random = np.random.default_rng(seed)
+    x = random.standard_normal((n, terms)).astype(np.float32)
+    weight = (20 * random.standard_normal((terms, 16 * blocks))).astype(kind)
+    start = random.standard_normal(16 * blocks).astype(np.float32)
+    out = np.full((n, 16 * blocks), np.nan, np.float32)
+    multiply(x, weight, start, out)
+    np.testing.assert_allclose(out, multiply_reference(x, weight, start), rtol=1e-5, atol=1e-3)
+    alone = np.empty((1, 16 * blocks), np.float32)
+    multiply(x[-1:].copy(), weight, start, alone)
+    assert alone.tobytes() == out[-1:].tobytes()
+
+
+@njit
+def _products(numbers, table, out):
+    for row in range(out.size):
+        out[row] = product(numbers, table, row)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int8])
+@pytest.mark.parametrize("e", [16, 32, 80])
+def test_inner_products_with_rows_are_what_numpy_says(kind, e):
+    random = np.random.default_rng(e)
+    table = (20 * random.standard_normal((9, e))).astype(kind)
+    numbers = random.standard_normal(e).astype(np.float32)
+    out = np.empty(9, np.float32)
+    _products(numbers, table, out)
+    np.testing.assert_allclose(out, table.astype(np.float64) @ numbers, rtol=1e-5, atol=1e-3)
+
+
+def test_columns_are_filled_up_with_zeros():
+    assert [widened(columns) for columns in (0, 1, 16, 17)] == [0, 16, 16, 32]
+    assert wide(np.ones((2, 3), np.float32)).tolist() == [[1.0] * 3 + [0.0] * 13] * 2
+    vectors = np.random.default_rng(0).standard_normal((50, 20)).astype(np.float32)
+    rows = np.array([4, 4, 49], np.int32)
+    codes, scales = in_wide_bytes(vectors, rows)
+    assert codes.shape == (3, 32)
+    assert not codes[:, 20:].any()
+    np.testing.assert_allclose(codes[:, :20] * scales[:, None], vectors[rows], atol=scales.max() / 2 * 1.01)
+
+
+@given(st.integers(0, 300), st.sampled_from((0, 32)), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_numbers_are_sorted_by_their_upper_bits_and_equal_ones_stay_in_order(count, lowest, seed):
+    random = np.random.default_rng(seed)
+    numbers = random.integers(0, 4, count, np.uint64) << np.uint64(random.integers(0, 62))
+    numbers |= random.integers(0, 3, count, np.uint64) << np.uint64(32)
+    lines = np.zeros((2, count + 3), np.uint64)
+    lines[0, :count] = numbers
+    order = np.argsort(numbers >> np.uint64(lowest), kind="stable")
+    assert lines[sort_digits(lines, count, lowest)][:count].tolist() == numbers[order].tolist()
