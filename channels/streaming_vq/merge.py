@@ -230,6 +230,17 @@ def _merge(  # type: ignore[no-untyped-def]
             for i in range(reach):
                 mine = np.int64(passed[i])
                 score = line[mine]
+                if touched[mine] and not forbids and blocks[mine, 1] == 0:  # a short list, in one run without marks
+                    begin, last = blocks[mine, 0], blocks[mine, 2]
+                    for at in range(0, last, chunk):
+                        one[0] = score + floats[2 * (begin + at) + 1] + np.float32(0)
+                        if one[0] < bound:
+                            break
+                        starts[count, 0], starts[count, 1], starts[count, 2] = mine, 0, at
+                        order[0, count] = ~sort_key(bits[0], count)
+                        count += 1
+                        total += min(chunk, last - at)
+                    continue
                 if touched[mine] or forbids:
                     count, total = _chunks(
                         mine, score, bound, chunk, offsets, rows, base_biases, touched, blocks, ints, floats, forbids,
@@ -265,6 +276,13 @@ def _merge(  # type: ignore[no-untyped-def]
                 for j in range(few):
                     out_slots[written + j], out_clusters[written + j] = here + j, mine
                     out_scores[written + j] = score + base_biases[here + j]
+                written += few
+            elif touched[mine] and not forbids and blocks[mine, 1] == 0:
+                begin = blocks[mine, 0] + beside
+                few = min(chunk, blocks[mine, 2] - beside, end - written)
+                for j in range(few):
+                    out_slots[written + j], out_clusters[written + j] = ints[2 * (begin + j)], mine
+                    out_scores[written + j] = score + floats[2 * (begin + j) + 1]
                 written += few
             else:
                 taken = 0
