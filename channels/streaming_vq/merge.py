@@ -230,7 +230,9 @@ def _merge(  # type: ignore[no-untyped-def]
             for i in range(reach):
                 mine = np.int64(passed[i])
                 score = line[mine]
-                if touched[mine] and not forbids and blocks[mine, 1] == 0:  # a short list, in one run without marks
+                if (
+                    touched[mine] and not forbids and blocks[mine, 1] == 0
+                ):  # a short list, in one run without marks
                     begin, last = blocks[mine, 0], blocks[mine, 2]
                     for at in range(0, last, chunk):
                         one[0] = score + floats[2 * (begin + at) + 1] + np.float32(0)
