@@ -39,7 +39,9 @@ help:
 demo: $(RUN_STAMP)
 	@$(BIN)/recall demo --dir $(DEMO_DIR) $(if $(filter-out 0,$(ONCE)),--once)
 
+# The kernels first, on all cores: otherwise each worker compiles those that its tests happen to call.
 test: lint
+	@$(BIN)/python -c 'from engine.online.kernels import compile_all; compile_all(lambda: None)'
 	$(BIN)/python -m pytest -n $(WORKERS) -W error $(PYTEST_ARGS)
 
 lint: $(DEV_STAMP)

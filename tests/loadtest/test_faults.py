@@ -13,7 +13,7 @@ def test_a_server_outlives_its_store(tmp_path):
     reports = store.run(tmp_path, list(store.FAULTS), seconds=1.0, per_second=50, data=data)
     assert [report.broken for report in reports.values()] == [[]] * len(store.FAULTS)
     assert reports["store-killed"].facts["meanwhile"]["recalls_flagged"] > 10
-    assert reports["store-out-of-memory"].facts["meanwhile"]["reports_refused"].keys() == {"UNAVAILABLE"}
+    assert reports["store-out-of-memory"].facts["meanwhile"]["reports_refused"]["UNAVAILABLE"] > 0
     assert all(report.facts["acknowledged_events"] > 10 for report in reports.values())
 
 

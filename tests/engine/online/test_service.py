@@ -454,7 +454,7 @@ async def test_a_scene_that_cannot_answer_does_not_start():
             raise RuntimeError("broken")
 
     world = make_world()
-    world.replica.pipelines["other"]._filters = [Broken(Options())]
+    world.replica.pipelines["other"]._filters.filters = [Broken(Options())]
     with pytest.raises(RecallError, match=r"scene 'other' cannot answer: RuntimeError\('broken'\)"):
         await Server(world.config, world.replica).start()
 
