@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 
 from engine.core.growing_lists import GrowingLists
+from engine.core.sealed import sealed
 from engine.core.types import AnyArray, BoolArray, Float32Array, Int8Array, Int32Array, Int64Array
 
 DENSE_UP_TO = 1 << 22
@@ -91,13 +92,6 @@ class PathLists:
         return (
             self._table, self.codes, self._offsets, self._rows, *self._ranked, added.starts, added.counts, added.data,
         )  # fmt: skip
-
-
-def sealed(array: AnyArray) -> AnyArray:
-    """A read-only view: of each kernel one form is compiled."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 @njit(nogil=True, cache=True)

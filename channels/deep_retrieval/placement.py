@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 from numba import njit
 
-from channels.deep_retrieval.lists import sealed
+from engine.core.sealed import sealed
 from engine.core.types import Float32Array, Int32Array, Int64Array
 from engine.models.encoded import Encoded
 from engine.models.spec import Feature

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from channels.deep_retrieval.lists import PathLists, place_of, sealed
+from channels.deep_retrieval.lists import PathLists, place_of
 from engine.ann.kernels import bits_of, prefetch
 from engine.core.candidates import CandidateBatch
 from engine.core.hashing import spread
+from engine.core.sealed import sealed
 from engine.core.select import row_of, select_top, sort_digits, sort_key
 from engine.core.types import BoolArray, Float32Array, Int32Array, Int64Array, RaggedRows
 from engine.models.tiles import product

@@ -14,6 +14,7 @@ from numba import njit
 from channels.divide_and_conquer.options import MOST_CLUSTERS, DivideAndConquerOptions
 from channels.two_tower.bundle import keys_of_items
 from channels.two_tower.examples import column_clusters
+from channels.two_tower.likers import item_sums
 from channels.two_tower.start import OTHER_TOWERS
 from engine.core.channel import BuildContext
 from engine.core.errors import BuildError, ConfigError
@@ -139,17 +140,6 @@ def user_sums(indptr, rows, x, out):  # type: ignore[no-untyped-def]
             y[c] = np.float32(0)
         for p in range(indptr[u], indptr[u + 1]):
             row = x[rows[p]]
-            for c in range(y.size):
-                y[c] += row[c]
-
-
-@njit(nogil=True, cache=True)
-def item_sums(indptr, rows, x, out):  # type: ignore[no-untyped-def]
-    """Add x[u] to out[row] for each row of user u; x: float32[users, c], out: float32[items, c], zeros."""
-    for u in range(indptr.size - 1):
-        row = x[u]
-        for p in range(indptr[u], indptr[u + 1]):
-            y = out[rows[p]]
             for c in range(y.size):
                 y[c] += row[c]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from channels.streaming_vq.lists import row_at, sealed
+from channels.streaming_vq.lists import row_at
 from channels.streaming_vq.merge import Found
 from engine.core.candidates import CandidateBatch
+from engine.core.sealed import sealed
 from engine.core.select import row_of, select_top, sort_key
 from engine.core.types import BoolArray, Float32Array, Int32Array
 

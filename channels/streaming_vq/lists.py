@@ -16,6 +16,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from engine.core.sealed import sealed
 from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
 
 SPARE = 32
@@ -28,13 +29,6 @@ _UNBORN = 1 << 16
 """Items that are published before tables are made larger, at least."""
 
 _ASSIGN, _HIDE, _SHOW = 0, 1, 2
-
-
-def sealed(array: AnyArray) -> AnyArray:
-    """A read-only view: of each kernel one form is compiled."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 class ClusterLists:

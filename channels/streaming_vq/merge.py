@@ -21,10 +21,11 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from channels.streaming_vq.lists import ClusterLists, next_entry, row_at, sealed
+from channels.streaming_vq.lists import ClusterLists, next_entry, row_at
 from engine.ann.kernels import bits_of, prefetch
 from engine.ann.lists import in_bytes
 from engine.core.hashing import spread
+from engine.core.sealed import sealed
 from engine.core.select import select_top, sort_digits, sort_key
 from engine.core.types import BoolArray, Float32Array, Int64Array, RaggedRows
 from engine.models.tiles import multiply

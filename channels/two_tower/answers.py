@@ -8,8 +8,9 @@ from numba import njit
 from engine.core.candidates import CandidateBatch
 from engine.core.hashing import spread
 from engine.core.query import History
+from engine.core.sealed import sealed
 from engine.core.select import row_of, select_top, sort_key
-from engine.core.types import AnyArray, Float32Array, Int32Array
+from engine.core.types import Float32Array, Int32Array
 from engine.models.dense import dense
 
 _BLOCK = 64
@@ -127,16 +128,9 @@ def nearest_triggers(
     """
     if newest and answer.rows.size and history.rows.size:
         _nearest(
-            answer.rows, answer.offsets, _sealed(history.rows), history.offsets, newest, _sealed(vectors), place,
+            answer.rows, answer.offsets, sealed(history.rows), history.offsets, newest, sealed(vectors), place,
             fresh, answer.triggers,
         )  # fmt: skip
-
-
-def _sealed(array: AnyArray) -> AnyArray:
-    """A read-only view: one form of the kernel is compiled."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 @njit(nogil=True, cache=True)

@@ -51,7 +51,7 @@ def drawn_to_likers(
         encoded = EncodedUsers(known.codes, known.multi, known.numbers, sequence, lengths)
         directions = _directions(tower.vectors(encoded))
         directions /= np.sqrt(np.maximum(np.diff(offsets), 1)).astype(np.float32)[:, None]
-        _add_to_liked(directions, history.rows, offsets, sums)
+        item_sums(offsets, history.rows, directions, sums)
     own = np.linalg.norm(vectors, axis=1, keepdims=True)
     moved = _directions(_directions(vectors) + np.float32(weight) * _directions(sums)) * own
     drawn: Float32Array = np.where(sums.any(1, keepdims=True), moved, vectors)
@@ -66,10 +66,11 @@ def _directions(vectors: Float32Array) -> Float32Array:
 
 
 @njit(nogil=True, cache=True)
-def _add_to_liked(directions, rows, offsets, sums):  # type: ignore[no-untyped-def]
-    for user in range(offsets.size - 1):
-        vector = directions[user]
-        for at in range(offsets[user], offsets[user + 1]):
-            total = sums[rows[at]]
-            for column in range(vector.size):
-                total[column] += vector[column]
+def item_sums(indptr, rows, x, out):  # type: ignore[no-untyped-def]
+    """Add x[u] to out[row] for each row of user u; x: float32[users, c], out: float32[items, c]."""
+    for u in range(indptr.size - 1):
+        row = x[u]
+        for p in range(indptr[u], indptr[u + 1]):
+            y = out[rows[p]]
+            for c in range(y.size):
+                y[c] += row[c]

@@ -25,6 +25,7 @@ from numba import njit
 
 from engine.ann.kernels import prefetch
 from engine.core.errors import SnapshotError
+from engine.core.sealed import sealed
 from engine.core.types import AnyArray, BoolArray, Float32Array, Int8Array, Int32Array, Int64Array
 from engine.models.dense import dense, dense_relu, dot, softmax
 from engine.models.tiles import product, wide, widened
@@ -70,10 +71,10 @@ class RankStep:
     ) -> None:
         parts = Weights(arrays, "user")
         e, tasks = spec.rank_dimension, len(spec.tasks)
-        self._spec, self._weights = spec, _sealed(np.ascontiguousarray(weights, np.float32))
-        self._codes, self._scales = _sealed(codes), _sealed(scales)
+        self._spec, self._weights = spec, sealed(np.ascontiguousarray(weights, np.float32))
+        self._codes, self._scales = sealed(codes), sealed(scales)
         # One number an item is left of the tasks': with one task it is the mapped one.
-        self._biases = _sealed(biases.reshape(-1) if tasks == 1 else biases @ self._weights)
+        self._biases = sealed(biases.reshape(-1) if tasks == 1 else biases @ self._weights)
         self._layers = [
             (
                 parts.named(f"rank.user.layers.{at}.weight", out, inner),
@@ -87,7 +88,7 @@ class RankStep:
             # Zeros behind each user's p: the products with items are of so many terms.
             self._layers[-1] = (wide(mixed.T).T, wide(self._weights @ bias.reshape(tasks, e)))
         self._layers = [
-            (_turned(weight), _sealed(np.ascontiguousarray(bias))) for weight, bias in self._layers
+            (_turned(weight), sealed(np.ascontiguousarray(bias))) for weight, bias in self._layers
         ]
         self._items = parts.named("rank.items.weight", spec.tower.items + 1, e)
         self._project = _turned(parts.named("rank.project.weight", e, spec.tower.dimension))
@@ -136,17 +137,17 @@ class RankStep:
         behind = [part.ravel() for weight, bias in layers[1:] for part in (weight.T, bias)]
         return (
             spec.rank_heads,
-            _sealed(np.ascontiguousarray(query)),
+            sealed(np.ascontiguousarray(query)),
             _turned(key),
             _turned(value),
             _turned(of_attention @ out),
             _turned(of_user),
             _turned(of_item),
             _turned(of_cross),
-            _sealed((of_attention @ out_bias + first_bias).astype(np.float32)),
-            _sealed(np.concatenate([*behind, np.empty(0, np.float32)]).astype(np.float32)),
+            sealed((of_attention @ out_bias + first_bias).astype(np.float32)),
+            sealed(np.concatenate([*behind, np.empty(0, np.float32)]).astype(np.float32)),
             np.array(spec.rank_hidden, np.int64),
-            _sealed((self._weights @ heads).astype(np.float32)),
+            sealed((self._weights @ heads).astype(np.float32)),
             np.float32(self._weights @ heads_bias),
         )
 
@@ -238,16 +239,9 @@ def task_weights(spec: VqSpec, weights: Mapping[str, float]) -> Float32Array:
     return shares
 
 
-def _sealed(array: AnyArray) -> AnyArray:
-    """Every weight is read-only, so that each kernel is compiled for one form of it."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
-
-
 def _turned(weight: AnyArray) -> AnyArray:
     """A Linear's weight as [in, out], a copy."""
-    return _sealed(np.ascontiguousarray(np.asarray(weight, np.float32).T))
+    return sealed(np.ascontiguousarray(np.asarray(weight, np.float32).T))
 
 
 @njit(nogil=True, cache=True)

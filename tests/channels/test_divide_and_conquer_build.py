@@ -14,11 +14,11 @@ from channels.divide_and_conquer.clusters import (
     add_rows,
     clusters_of,
     directions,
-    item_sums,
     k_means,
     unit,
     user_sums,
 )
+from channels.two_tower.likers import item_sums
 from engine.core.channel import BuildContext, LoadContext, SilentProgress
 from engine.core.errors import BuildError, ConfigError
 from engine.core.interactions import Interactions

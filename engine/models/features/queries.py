@@ -7,11 +7,12 @@ from numba import njit
 
 from engine.core.keys import keys_of
 from engine.core.query import History, QueryBatch
+from engine.core.sealed import sealed
 from engine.core.types import Int32Array
 from engine.models.encoded import Encoded, EncodedUsers
 from engine.models.features.codes import CITY, DEVICE, hash_codes, hour_codes
 from engine.models.features.encoder import Encoder
-from engine.models.features.table import sealed, take_encoded
+from engine.models.features.table import take_encoded
 from engine.models.spec import HOUR, USER_ID
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numba import njit
 
 from engine.core.channel import SnapshotSink
+from engine.core.sealed import sealed
 from engine.core.types import NO_ROW, AnyArray, Int32Array, Int64Array
 from engine.models.encoded import Encoded, EncodedUsers, Multi
 
@@ -52,13 +53,6 @@ def take_users(users: EncodedUsers, rows: Int64Array) -> EncodedUsers:
     """Return some rows of encoded users, int64[n], what they did included."""
     own = take_encoded(users, rows.astype(np.int32))
     return EncodedUsers(own.codes, own.multi, own.numbers, users.sequence[rows], users.lengths[rows])
-
-
-def sealed(array: AnyArray) -> AnyArray:
-    """A read-only view: one form of the kernel is compiled."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
 
 
 @njit(nogil=True, cache=True)
