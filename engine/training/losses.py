@@ -21,8 +21,8 @@ from engine.core.types import Int32Array, Int64Array
 FULL_SOFTMAX_ITEMS = 100_000
 """Largest catalogue that `full_softmax` and `user_softmax` are done over."""
 
-USER_CELLS = 1 << 22
-"""Scores that the softmax by users holds at once: 16 MB. Larger chunks add up the items' gradients less often."""
+USER_CELLS = 1 << 23
+"""Scores that the softmax by users holds at once: 32 MB. Larger chunks add up the items' gradients less often."""
 
 CHUNK_CELLS = 1 << 20
 """Scores that the full softmax holds at once: 4 MB, about what stays in a core's cache."""
@@ -199,26 +199,30 @@ class _UserSoftmax(Function):
         ends: Int64Array,
         weights: Tensor,
     ) -> Tensor:
-        rows = max(USER_CELLS // max(items.shape[0], 1), 16)
+        step = max(USER_CELLS // max(items.shape[0], 1), 16)
         users, device = queries.shape[0], queries.device
         total = queries.new_zeros(())
         by_query, by_score = torch.empty_like(queries), torch.empty_like(scores)
         by_item = torch.zeros_like(items)
-        buffer = queries.new_empty(min(rows, users), items.shape[0])
+        counted = shifts.exp()
+        weighted = items * counted.unsqueeze(1)
+        # Items by users: with the long side first the products take about half the time.
+        buffer = queries.new_empty(items.shape[0] * min(step, users))
         tiny = torch.finfo(queries.dtype).tiny
-        for begin in range(0, users, rows):
-            end = min(begin + rows, users)
+        for begin in range(0, users, step):
+            end = min(begin + step, users)
             part = queries[begin:end]
-            cells = torch.addmm(shifts, part, items.T, out=buffer[: end - begin])
+            cells = buffer[: items.shape[0] * (end - begin)].view(items.shape[0], end - begin)
+            torch.mm(items, part.T, out=cells)
             mine = np.diff(own[0][begin : end + 1])
-            row = np.repeat(np.arange(end - begin), mine)
-            column = own[1][own[0][begin] : own[0][end]].astype(np.int64)
+            column = np.repeat(np.arange(end - begin), mine)
+            row = own[1][own[0][begin] : own[0][end]].astype(np.int64)
             cells[torch.from_numpy(row).to(device), torch.from_numpy(column).to(device)] = -math.inf
             # A user who has all items has no negative: the top must be a number even so.
-            top = cells.amax(1, keepdim=True).clamp_min_(torch.finfo(cells.dtype).min)
+            top = cells.amax(0).clamp_min_(torch.finfo(cells.dtype).min)
             cells.sub_(top).exp_()
-            sums = cells.sum(1).clamp_min_(tiny)
-            logs = sums.log() + top.squeeze(1)
+            sums = (cells.T @ counted).clamp_min_(tiny)
+            logs = sums.log() + top
             likes = slice(int(ends[begin]), int(ends[end]))
             owners = torch.from_numpy(np.repeat(np.arange(end - begin), np.diff(ends[begin : end + 1])))
             owners = owners.to(device)
@@ -228,9 +232,10 @@ class _UserSoftmax(Function):
             by_score[likes] = -pull
             # d loss / d score of a negative = its share of Z_u times the pull of all likes of u
             share = (sums.new_zeros(end - begin).index_add_(0, owners, pull) / sums).unsqueeze(1)
-            torch.mm(cells, items, out=by_query[begin:end])
+            torch.mm(cells.T, weighted, out=by_query[begin:end])
             by_query[begin:end].mul_(share)
-            by_item.addmm_(cells.T, part * share)
+            by_item.addmm_(cells, part * share)
+        by_item.mul_(counted.unsqueeze(1))
         ctx.save_for_backward(by_query, by_item, by_score)
         return total
 

@@ -17,6 +17,7 @@ from engine.training import losses
 from engine.training.batches import Batch, by_task
 from engine.training.data import TrainingData
 from engine.training.export import reads_one, taken
+from engine.training.layers import unit
 from engine.training.negatives import (
     AliasTable,
     ClusterNegatives,
@@ -27,7 +28,7 @@ from engine.training.negatives import (
 )
 from engine.training.self_supervised import mutual_information, two_views, view_loss
 from engine.training.tensors import Features, Packed, history, tensor
-from engine.training.towers import COSINE_EPS, ItemTower, UserTower
+from engine.training.towers import ItemTower, UserTower
 
 SHARED_CAP = 4096
 """Most positives of a batch that are negatives of the others: scores are examples times these."""
@@ -374,7 +375,7 @@ class Objective:
             random.random((queries.shape[0], count, 1), np.float32) * np.float32(self._options.interpolation)
         )
         mixed = alpha * right.detach().unsqueeze(1) + (1 - alpha) * shared[hardest]
-        return F.normalize(mixed, dim=2, eps=COSINE_EPS) if self._spec.metric == "cosine" else mixed
+        return unit(mixed) if self._spec.metric == "cosine" else mixed
 
     def _vectors(self, rows: Int32Array | None, random: np.random.Generator) -> Tensor:
         """Return the vectors of items, None: all; where more are asked for than there are, each is computed once."""

@@ -9,12 +9,10 @@ from torch.nn import functional as F  # noqa: N812
 
 from engine.core.types import Int64Array
 from engine.models.spec import ModelSpec, Side, tower_shape
-from engine.training.layers import DeepCross, Fibinet, Senet, dropped, linear, table_of
+from engine.training.layers import DeepCross, Fibinet, Senet, dropped, linear, table_of, unit
 from engine.training.pooling import pooled
 from engine.training.sequences import SequenceEncoder
 from engine.training.tensors import Features, Packed
-
-COSINE_EPS = 1e-12
 
 
 def build_user_tower(spec: ModelSpec, dropout: float = 0.0) -> UserTower:
@@ -85,7 +83,7 @@ class _Tower(nn.Module):
             if at + 1 < len(self.layers):
                 x = dropped(F.relu(x), self.dropout, self.training)
         if self.spec.metric == "cosine":
-            x = F.normalize(x, dim=1, eps=COSINE_EPS)
+            x = unit(x)
         return x
 
 
