@@ -22,7 +22,6 @@ from engine.cli.demo import demo
 from engine.cli.evaluate import evaluate
 from engine.cli.ingest import ingest
 from engine.cli.inspect import app as inspect_app
-from engine.cli.path_sweeps import bench_path_sweeps
 from engine.cli.query import query
 from engine.cli.releases import app as releases_app
 from engine.cli.releases import publish
@@ -30,7 +29,6 @@ from engine.cli.serve import serve
 from engine.cli.synth import synth
 from engine.cli.train import train
 from engine.cli.tune import tune
-from engine.cli.vq_quality import bench_vq_drift, bench_vq_quality
 from engine.console import say_error
 from engine.core.errors import RecallError
 
@@ -85,9 +83,6 @@ app.command("check")(check)
 app.command("eval")(evaluate)
 app.command("tune")(tune)
 app.command("synth")(synth)
-bench_app.command("deep-retrieval-sweeps")(bench_path_sweeps)
-bench_app.command("streaming-vq-quality")(bench_vq_quality)
-bench_app.command("streaming-vq-drift")(bench_vq_drift)
 app.add_typer(bench_app, name="bench")
 app.add_typer(data_app, name="data")
 app.add_typer(inspect_app, name="inspect")
