@@ -13,27 +13,25 @@ import asyncio
 import logging
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from engine.config import Config
 from engine.core import merge
-from engine.core.errors import ConfigError, RecallError, SnapshotError
+from engine.core.errors import RecallError, SnapshotError
 from engine.data.snapshot import Snapshot, SnapshotStore
 from engine.data.snapshot.manifest import moment_of
 from engine.online import security
-from engine.online.control import Control, WorkerError, WorkerLostError, connect
+from engine.online.control import WorkerError, WorkerLostError
 from engine.online.exposition import MetricsPage, merged
 from engine.online.reload import Reloader
+from engine.online.reservation import Reservation
 from engine.online.state import FOLDER
+from engine.online.worker_process import WorkerProcess
 from engine.state.embedded import EmbeddedStore
 from engine.state.url import state_url
 
@@ -78,7 +76,7 @@ class Supervisor:
         self._ready = ready
         self._hung_seconds = hung_seconds
         self._store = SnapshotStore(config.store.path)
-        self._workers: list[_Worker | None] = [None] * config.server.workers
+        self._workers: list[WorkerProcess | None] = [None] * config.server.workers
         self._all_served = False
         self._stopping = False
         self._stop = asyncio.Event()
@@ -108,7 +106,7 @@ class Supervisor:
         settings = self._config.server
         security.check(self._config)
         with ExitStack() as stack:
-            self._port = stack.enter_context(_Reservation(settings.host, settings.port)).port
+            self._port = stack.enter_context(Reservation(settings.host, settings.port)).port
             if settings.metrics_port:
                 page = MetricsPage(settings.metrics_host, settings.metrics_port, self._page_from_thread())
                 stack.callback(page.close)
@@ -175,17 +173,17 @@ class Supervisor:
 
     # --- workers -----------------------------------------------------------------------------------------
 
-    def _serving(self) -> list[_Worker]:
+    def _serving(self) -> list[WorkerProcess]:
         return [worker for worker in self._workers if worker is not None and worker.serving]
 
     def _listening(self) -> int:
         return sum(worker.listening for worker in self._serving())
 
-    async def _spawn(self, number: int) -> _Worker:
-        worker = self._workers[number] = await _Worker.spawn(number)
+    async def _spawn(self, number: int) -> WorkerProcess:
+        worker = self._workers[number] = await WorkerProcess.spawn(number)
         return worker
 
-    async def _keep(self, number: int, worker: _Worker | None = None) -> None:
+    async def _keep(self, number: int, worker: WorkerProcess | None = None) -> None:
         """Have a worker of this number serve until told to stop."""
         pause = 0.0
         while True:
@@ -221,7 +219,7 @@ class Supervisor:
                 return
             self._metrics.restarts.labels(str(number)).inc()
 
-    async def _live(self, worker: _Worker) -> None:
+    async def _live(self, worker: WorkerProcess) -> None:
         """Start a worker, have it listen, and return when it has ended."""
         assert self._reloader is not None
         watching = asyncio.create_task(self._watch(worker))
@@ -254,7 +252,7 @@ class Supervisor:
             self._metrics.workers.set(self._listening())
             watching.cancel()
 
-    async def _watch(self, worker: _Worker) -> None:
+    async def _watch(self, worker: WorkerProcess) -> None:
         """Kill a worker that does not answer."""
         while True:
             patience = self._hung_seconds if worker.serving else _START_HUNG_SECONDS
@@ -347,140 +345,12 @@ class Supervisor:
         pages = {str(worker.number): text for worker, text in zip(workers, texts, strict=True) if text}
         return merged(generate_latest(self._metrics.registry).decode(), pages)
 
-    async def _text_of(self, worker: _Worker) -> str:
+    async def _text_of(self, worker: WorkerProcess) -> str:
         try:
             async with asyncio.timeout(_COLLECT_SECONDS):
                 return str((await worker.control.ask("metrics"))["text"])
         except (WorkerError, WorkerLostError, TimeoutError):
             return ""
-
-
-class _Worker:
-    """A worker's process and its control channel.
-
-    Attributes:
-        number: its place, from 0.
-        serving: whether it was told to listen, and so takes part in reloads.
-        listening: whether it has said that it does.
-    """
-
-    def __init__(self, number: int, process: asyncio.subprocess.Process, control: Control) -> None:
-        self.number = number
-        self.serving = self.listening = False
-        self.control = control
-        self._process = process
-
-    @classmethod
-    async def spawn(cls, number: int) -> _Worker:
-        """Start the process."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                # -P: a folder called `engine` where the command was given must not stand in for ours.
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable, "-P", "-m", "engine.online.worker", str(theirs.fileno()), str(number),
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
-                    # Ctrl-C goes to the whole group, and it is the supervisor who tells workers to stop.
-                    start_new_session=True,
-                )  # fmt: skip
-            except BaseException:
-                ours.close()
-                raise
-        return cls(number, process, Control(*await connect(ours)))
-
-    @property
-    def name(self) -> str:
-        return f"worker {self.number}"
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    async def prepare(self, release: str) -> None:
-        await self.control.ask("prepare", release=release)
-
-    async def swap(self, release: str) -> None:
-        """Have it answer from the release that it prepared; one that cannot is killed, and starts with it."""
-        try:
-            await self.control.ask("swap")
-        except WorkerError:
-            self.signal(signal.SIGKILL)
-            raise
-
-    async def abandon(self) -> None:
-        await self.control.ask("abandon")
-
-    def tell_to_stop(self) -> None:
-        self.control.tell("stop")
-
-    def signal(self, number: signal.Signals) -> None:
-        with suppress(ProcessLookupError):
-            self._process.send_signal(number)
-
-    async def kill(self) -> int:
-        """End the process at once if it has not ended; return its exit status."""
-        if self._process.returncode is None:
-            with suppress(TimeoutError):  # one that has closed its channel is about to end
-                await asyncio.wait_for(self._process.wait(), 1.0 if self.control.over else 0.001)
-        if self._process.returncode is None:
-            self.signal(signal.SIGKILL)
-        status = await self._process.wait()
-        await self.control.close()
-        return status
-
-
-class _Reservation:
-    """Keeps a port for this user's listeners that share it (SO_REUSEPORT), by sockets that are bound and do not listen.
-
-    Another server must find the port taken, and a port that another listens on, sharing or not, is an error. So the
-    address is tried without sharing first.
-
-    Attributes:
-        port: which.
-    """
-
-    def __init__(self, host: str, port: int) -> None:
-        """Reserve a port; 0: any.
-
-        Raises:
-            ConfigError: it is taken, or there is no such address.
-        """
-        self.port = port
-        self._sockets: list[socket.socket] = []
-        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            for family, kind, protocol, _, address in dict.fromkeys(found):
-                if self.port:
-                    with socket.socket(family, kind, protocol) as probe:
-                        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                        _bind(probe, address, self.port)
-                        probe.listen()
-                self._reserve(family, kind, protocol, address)
-        except OSError as error:
-            self.__exit__()
-            text = f"cannot listen on {where}: {error.strerror or error}"
-            raise ConfigError(text, "server.port") from error
-
-    def _reserve(self, family: int, kind: int, protocol: int, address: Any) -> None:
-        held = socket.socket(family, kind, protocol)
-        self._sockets.append(held)
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        try:
-            _bind(held, address, self.port)
-        except OSError:
-            # Connections of a server that did not share the port may still be ending.
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            _bind(held, address, self.port)
-        self.port = held.getsockname()[1]
-
-    def __enter__(self) -> _Reservation:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for held in self._sockets:
-            held.close()
 
 
 class _Metrics:
@@ -507,12 +377,6 @@ class _Metrics:
     def serves(self, release: str) -> None:
         made = moment_of(release).timestamp()
         self._age.set_function(lambda: time.time() - made)
-
-
-def _bind(to: socket.socket, address: Any, port: int) -> None:
-    if to.family == socket.AF_INET6:
-        to.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-    to.bind((address[0], port, *address[2:]))
 
 
 def _how(status: int) -> str:

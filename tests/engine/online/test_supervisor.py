@@ -23,7 +23,7 @@ from engine.config import default_config_path
 from engine.core.errors import ConfigError
 from engine.data.dataset import write_dataset
 from engine.data.snapshot import SnapshotStore
-from engine.online.supervisor import _Reservation
+from engine.online.reservation import Reservation
 from loadtest.servers import free_port, two_releases, without_shedding
 from loadtest.traffic import Traffic
 
@@ -95,7 +95,7 @@ class Running:
 
     def metrics(self) -> dict[tuple[str, str], float]:
         """Samples by name and worker, those of one name together."""
-        with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=10) as answer:
+        with urlopen(f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=60) as answer:
             text = answer.read().decode()
         found: dict[tuple[str, str], float] = {}
         for family in text_string_to_metric_families(text):
@@ -105,7 +105,7 @@ class Running:
         return found
 
     def release(self) -> str:
-        with RecallClient(self.target, timeout=30.0) as client:
+        with RecallClient(self.target, timeout=60.0) as client:
             return client.recall(user_id=self.users[0], limit=5).release
 
     def put_in_service(self, name: str) -> None:
@@ -137,7 +137,7 @@ def running(
 def test_connections_spread_over_the_workers_and_their_metrics_come_together(running):
     deadline = time.monotonic() + PATIENCE
     while True:
-        with RecallClient(running.target, timeout=30.0) as client:
+        with RecallClient(running.target, timeout=60.0) as client:
             client.recall(user_id=running.users[0], limit=5)
         counted = running.metrics()
         answered = [counted.get(("recall_requests_total", worker), 0.0) for worker in ("0", "1")]
@@ -149,7 +149,7 @@ def test_connections_spread_over_the_workers_and_their_metrics_come_together(run
 
 
 def test_no_request_fails_while_releases_change(running):
-    with Traffic(running.target, running.users, per_second=50, timeout=30) as traffic:
+    with Traffic(running.target, running.users, per_second=50, timeout=60) as traffic:
         before = running.store.current_name()
         other = next(name for name in running.store.release_names() if name != before)
         for name in (other, before):
@@ -165,7 +165,7 @@ def test_no_request_fails_while_releases_change(running):
 def test_a_worker_that_is_killed_is_replaced_and_no_client_notices(running):
     victim = running.workers()[1]
     restarts = running.said().count("(process ")
-    with Traffic(running.target, running.users, per_second=50, timeout=30) as traffic:
+    with Traffic(running.target, running.users, per_second=50, timeout=60) as traffic:
         traffic.wait_for(30)
         os.kill(victim, signal.SIGKILL)
         running.until_said(f"worker 1 (process {victim}) ended: killed by SIGKILL")
@@ -262,12 +262,12 @@ def test_what_a_worker_cannot_start_with_ends_it_all_with_one_sentence(made, tmp
 
 
 def test_a_port_is_reserved_for_those_who_share_it():
-    with _Reservation("127.0.0.1", 0) as first:
+    with Reservation("127.0.0.1", 0) as first:
         assert first.port > 0
         with pytest.raises(
             ConfigError, match=f"cannot listen on 127.0.0.1:{first.port}: Address already in use"
         ):
-            _Reservation("127.0.0.1", first.port)
+            Reservation("127.0.0.1", first.port)
         with ExitStack() as stack:
             for _ in range(2):
                 listener = stack.enter_context(socket.socket())
@@ -275,11 +275,11 @@ def test_a_port_is_reserved_for_those_who_share_it():
                 listener.bind(("127.0.0.1", first.port))
                 listener.listen()
             with pytest.raises(ConfigError, match="Address already in use"):
-                _Reservation("127.0.0.1", first.port)
+                Reservation("127.0.0.1", first.port)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         with pytest.raises(ConfigError, match="Address already in use"):
-            _Reservation("127.0.0.1", taken.getsockname()[1])
+            Reservation("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(ConfigError, match=r"server\.port: cannot listen on nowhere\.invalid:1: "):
-        _Reservation("nowhere.invalid", 1)
+        Reservation("nowhere.invalid", 1)
