@@ -39,10 +39,13 @@ help:
 demo: $(RUN_STAMP)
 	@$(BIN)/recall demo --dir $(DEMO_DIR) $(if $(filter-out 0,$(ONCE)),--once)
 
-# The kernels first, on all cores: otherwise each worker compiles those that its tests happen to call.
+# The kernels first, on all cores: otherwise each worker compiles those that its tests happen to call. A file's tests stay
+# on one worker, so that what they share is made once. Without bytecode on disk every process that a test starts would
+# compile the package anew, and every worker the tests.
+test: export PYTHONDONTWRITEBYTECODE =
 test: lint
 	@$(BIN)/python -c 'from engine.online.kernels import compile_all; compile_all(lambda: None)'
-	$(BIN)/python -m pytest -n $(WORKERS) -W error $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -W error $(PYTEST_ARGS)
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check

@@ -139,14 +139,14 @@ def lost(target: str, catalogue: list[int], ledger: Ledger) -> list[str]:
 
 
 def run(
-    folder: Path, rounds: int, durability: str, seed: int = 1, say: bool = False
+    folder: Path, rounds: int, durability: str, seed: int = 1, say: bool = False, data: Path | None = None
 ) -> tuple[Ledger, list[str]]:
-    """Run some rounds in a folder.
+    """Run some rounds in a folder, with a data set; None: the bundled sample.
 
     Returns:
         What was acknowledged, and whatever of it is lost, in words.
     """
-    built(folder)
+    built(folder, data)
     config_file = folder / "kills.toml"
     config_file.write_text(
         with_options(("state", "durability", durability), ("server", "max_limit", 100_000))

@@ -55,9 +55,13 @@ def follow_user(user: int, targets: list[str], most: int) -> tuple[int, int, int
     return checks, failed, answers
 
 
-def run(folder: Path, wanted: int, threads: int = 4) -> tuple[int, int, int]:
-    """Check until `wanted` checks are done; returns as `follow_user`, of all users together."""
-    built(folder)
+def run(folder: Path, wanted: int, threads: int = 4, data: Path | None = None) -> tuple[int, int, int]:
+    """Check with a data set, None being the bundled sample, until `wanted` checks are done.
+
+    Returns:
+        As `follow_user`, of all users together.
+    """
+    built(folder, data)
     servers = [ServerProcess(folder, default_config_path()) for _ in range(2)]
     totals = [0, 0, 0]
     try:

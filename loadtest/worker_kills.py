@@ -43,7 +43,7 @@ def run(
             ("without_retry", False, kills // 2),
             ("with_retry", True, kills - kills // 2),
         ):
-            with Traffic(server.target, users, per_second=per_second, retry=retry) as traffic:
+            with Traffic(server.target, users, per_second=per_second, timeout=30.0, retry=retry) as traffic:
                 in_flight = 0
                 for _ in range(count):
                     traffic.wait_for(50)

@@ -20,6 +20,8 @@ from loadtest.faults.load import Load, Report, statuses
 from loadtest.servers import ServerProcess, built, free_port, some_users, with_options
 
 DAY = 86_400
+_TIMEOUT = 30.0
+"""Seconds that a recall may take: how fast it is answered is not looked at."""
 JUMPS = (3600, -3600, DAY, 6 * DAY, 0)
 """Seconds from the true time, one after the other; the end is the true time. They lie within a slice of exposures, seven
 days: a server reads the slice to come too, and no further one."""
@@ -76,14 +78,19 @@ def run(
     config = built(folder / "store", data)
     config_file = folder / "clock.toml"
     port = free_port()
-    config_file.write_text(with_options(("server", "max_limit", 100_000), ("server", "metrics_port", port)))
+    options = (
+        ("server", "max_limit", 100_000),
+        ("server", "metrics_port", port),
+        ("state", "timeout_ms", 2000.0),
+    )
+    config_file.write_text(with_options(*options))
     server = ServerProcess(folder / "store", config_file, environment=clock.environment)
     report = Report()
     report.facts["jumps"] = []
     try:
         server.start()
         users = some_users(config)
-        load = Load(server, users, per_second)
+        load = Load(server, users, per_second, timeout=_TIMEOUT)
         made = time.time() - _age(port)
         with load:
             for jump in jumps:

@@ -53,10 +53,17 @@ class Load:
         ledger: what was acknowledged.
     """
 
-    def __init__(self, server: ServerProcess, users: list[int], per_second: float, seed: int = 0) -> None:
+    def __init__(
+        self,
+        server: ServerProcess,
+        users: list[int],
+        per_second: float,
+        seed: int = 0,
+        timeout: float = RECALL_TIMEOUT,
+    ) -> None:
         """Ask for `users`; report of users that no data set knows. `seed` keeps the items of several loads apart."""
         self._target = server.target
-        self.traffic = Traffic(server.target, users, per_second=per_second, timeout=RECALL_TIMEOUT)
+        self.traffic = Traffic(server.target, users, per_second=per_second, timeout=timeout)
         self.ledger = kills.Ledger()
         with RecallClient(server.target, timeout=30.0) as client:
             result = client.recall(user_id=kills.SEED_USER - 1, limit=100_000)
@@ -92,6 +99,13 @@ class Load:
             for calls in (self.traffic.calls, self.ledger.calls)
         )
         return recalls, reports
+
+    def serves_since(self, moment: float) -> bool:
+        """Whether a recall and a report that began since a moment were answered as they should be."""
+        recalls, reports = self.between(moment, time.monotonic())
+        return any(call.status == OK and not call.flagged for call in recalls) and any(
+            call.status == OK for call in reports
+        )
 
     def phase(self, since: float, until: float) -> dict[str, Any]:
         """Return what became of the calls between two moments, in short."""

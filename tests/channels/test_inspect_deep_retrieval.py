@@ -8,17 +8,12 @@ import re
 import numpy as np
 import pytest
 from deep_retrieval_world import SMALL, written
+from inspected_world import inspector, store_with
 
-from engine.cli import app
-from engine.cli.build import run_build
 from engine.cli.inspected import batch_of, sampled
-from engine.config import load_config
 from engine.core.errors import ConfigError, SnapshotError
 from engine.core.types import RaggedRows
 from engine.data.catalogue import Catalogue
-from engine.data.dataset import Dataset
-from engine.data.events import EventLog, interest_matrix
-from engine.data.sample import sample_path
 from engine.data.snapshot import CATALOGUE, SnapshotStore
 from engine.offline.lattice import Lattice, PathSizes, TopPath
 from engine.testing import interactions_of
@@ -27,34 +22,12 @@ from engine.testing import interactions_of
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> SnapshotStore:
     """The bundled sample with the popular channel and a Deep Retrieval model of random weights."""
-    config = load_config()
-    store = SnapshotStore(tmp_path_factory.mktemp("inspect") / "store")
-    run_build(config, sample_path(), store, ["popular"], 1)
-    release = store.current()
-    dataset = Dataset.open(sample_path())
-    catalogue = Catalogue.from_dataset(dataset)
-    liked = interest_matrix(EventLog.read(dataset, catalogue), config.interest)
-    arrays = written(liked, catalogue.item_columns(), **SMALL)
-    about = {"parameters": {}, "dataset": "x", "catalogue": release.snapshots[CATALOGUE]}
-    with store.begin("deep_retrieval", **about) as writer:
-        for name, array in arrays.items():
-            writer.write(name, array)
-    store.publish({**release.snapshots, "deep_retrieval": writer.version})
-    return store
+    return store_with(tmp_path_factory.mktemp("inspect") / "store", "deep_retrieval", written, **SMALL)
 
 
 @pytest.fixture
 def inspect(store, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def run(*more, directory=None):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            app(["inspect", "deep_retrieval", str(directory or store.root), *map(str, more)])
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+    return inspector("deep_retrieval", store, capsys, monkeypatch)
 
 
 @pytest.fixture(scope="module")

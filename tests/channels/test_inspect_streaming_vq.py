@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import time
 
 import numpy as np
 import pytest
+from inspected_world import inspector, store_with
 from recall.v1 import ingest_pb2 as pb
 from streaming_vq_world import SMALL, written
 
-from engine.cli import app
-from engine.cli.build import run_build
 from engine.config import load_config
 from engine.data.catalogue import Catalogue
-from engine.data.dataset import Dataset
-from engine.data.events import EventLog, interest_matrix
-from engine.data.sample import sample_path
 from engine.data.snapshot import CATALOGUE, SnapshotStore
 from engine.offline.clusters import PARTS, Moves
 from engine.online.state import FOLDER
@@ -29,34 +24,12 @@ from engine.state.store import StateStore
 @pytest.fixture(scope="module")
 def store(tmp_path_factory) -> SnapshotStore:
     """The bundled sample with the popular channel and a model of streaming VQ of random weights."""
-    config = load_config()
-    store = SnapshotStore(tmp_path_factory.mktemp("inspect-vq") / "store")
-    run_build(config, sample_path(), store, ["popular"], 1)
-    release = store.current()
-    dataset = Dataset.open(sample_path())
-    catalogue = Catalogue.from_dataset(dataset)
-    liked = interest_matrix(EventLog.read(dataset, catalogue), config.interest)
-    arrays = written(liked, catalogue.item_columns(), **SMALL)
-    about = {"parameters": {}, "dataset": "x", "catalogue": release.snapshots[CATALOGUE]}
-    with store.begin("streaming_vq", **about) as writer:
-        for name, array in arrays.items():
-            writer.write(name, array)
-    store.publish({**release.snapshots, "streaming_vq": writer.version})
-    return store
+    return store_with(tmp_path_factory.mktemp("inspect") / "store", "streaming_vq", written, **SMALL)
 
 
 @pytest.fixture
 def inspect(store, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "160")
-
-    def run(*more, directory=None):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            app(["inspect", "streaming_vq", str(directory or store.root), *map(str, more)])
-        captured = capsys.readouterr()
-        return int(ended.value.code or 0), captured.out, captured.err
-
-    return run
+    return inspector("streaming_vq", store, capsys, monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +115,6 @@ def test_it_says_what_a_trainer_moved_since(inspect, bundle, store):
         assert "A new one" in out
         code, out, _ = inspect()
         assert "2 moves of 2 items, of which 2 are elsewhere now" in out
-        time.sleep(0.05)
         _, out, _ = inspect("--minutes", 0.1, "--json", "--no-live")
         assert json.loads(out)["live"] == "the release alone, as --no-live says"
         # Another build's clusters are other clusters.

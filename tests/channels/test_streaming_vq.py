@@ -265,6 +265,25 @@ def test_what_is_published_is_found_in_the_next_batch_until_a_trainer_knows_bett
     assert 40 not in channel.recall_batch(batch, k).rows
 
 
+def test_what_a_trainer_has_learnt_of_what_is_published_ranks_it():
+    liked, columns, arrays, options = world(rank="two_tower")
+    plain = loaded(arrays, liked.users, liked.items, columns, **options)
+    twin = int(np.flatnonzero(plain._columns.tag_counts > 0)[0])
+    publish(plain, twin)
+    key = plain._columns.keys[40]
+    arrays["published.keys"] = np.array([key + 1, key], np.int64)
+    arrays["published.rank.item_vectors"] = np.arange(8, dtype=np.float32).reshape(2, 4)
+    arrays["published.rank.item_bias"] = np.array([[1.0], [2.0]], np.float32)
+    channel = loaded(arrays, liked.users, liked.items, random_columns(40, seed=1), **options)
+    publish(channel, twin)
+    assert channel._rank._fresh[0, :4].tolist() == [4, 5, 6, 7]
+    assert channel._rank._fresh_biases[0] == 2
+    assert plain._rank._fresh_biases[0] != 2
+    arrays["published.rank.item_bias"] = arrays["published.rank.item_bias"][:1]
+    with pytest.raises(SnapshotError, match=r"published\.rank\.item_bias"):
+        loaded(arrays, liked.users, liked.items, columns, **options)
+
+
 @pytest.mark.parametrize("rank", ["none", "two_tower", "complex"])
 def test_an_item_may_be_assigned_before_anything_is_known_of_it(rank):
     channel = channel_of(rank=rank)
@@ -373,6 +392,35 @@ def test_a_live_trainers_later_items_are_left_out_of_a_bundle():
     # Lists that were there before are made anew.
     stale = {**longer, "lists.rows": np.zeros(40, np.int32)}
     assert as_served(spec, stale)["lists.rows"].tolist() == expected["lists.rows"].tolist()
+
+
+def test_an_update_goes_on_from_what_a_trainer_learnt_of_what_was_published():
+    from channels.streaming_vq.bundle import Bundle, specified
+    from channels.streaming_vq.start import carried_over
+    from channels.two_tower.bundle import keys_of_items
+
+    liked = tiny_interactions(60, 40)
+    options = {**SMALL, "item_features": [SMALL["item_features"][0]]}
+    config = StreamingVqOptions.model_validate(options)
+    context = BuildContext(liked, {}, 0, MemorySink(), SilentProgress(), 1)
+    keys = keys_of_items(context)
+    arrays = written(liked, {}, **options)
+    arrays["item_keys"] = np.where(keys == keys[5], -77, keys)  # the build before did not know that item
+    arrays["published.keys"] = np.array([-78, keys[5]], np.int64)
+    arrays["published.bias.weight"] = np.array([6, 7], np.float32)
+    for name, width in (("item.embeddings.0.weight", 8), ("rank.items.weight", 4), ("rank.bias.weight", 1)):
+        arrays[f"published.{name}"] = np.full((2, width), 3, np.float32)
+    for name, width in (("rank.item_vectors", 4), ("rank.item_bias", 1)):
+        arrays[f"published.{name}"] = np.zeros((2, width), np.float32)
+    previous = Bundle(arrays)
+    spec, encoders = specified(config, context, previous)
+    start = carried_over("vq", spec, encoders, keys, previous, arrays)
+    assert start["bias.weight"][6] == 7
+    assert (start["item.embeddings.0.weight"][6] == 3).all()
+    assert (start["rank.items.weight"][6] == 3).all()
+    assert start["assignment"][5] == -1
+    others = np.arange(41) != 6
+    assert (start["bias.weight"][others] == arrays["bias.weight"][others]).all()
 
 
 def test_rewards_are_a_pair_of_user_and_item_each_with_what_any_task_rewards():

@@ -130,7 +130,7 @@ async def test_reported_learnt_assigned_served_and_swapped(tmp_path: Path, monke
 
         thread = threading.Thread(target=train)
         try:
-            async with AsyncRecallClient(target, timeout=10.0) as recall, AsyncIngestClient(target) as ingest:
+            async with AsyncRecallClient(target, timeout=60.0) as recall, AsyncIngestClient(target) as ingest:
                 loop = Loop(state, server, recall, ingest)
                 await loop.until(lambda found: len(found) == ITEMS)
                 thread.start()

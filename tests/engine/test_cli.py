@@ -87,7 +87,7 @@ def target(store: Path) -> Iterator[str]:
     assert up.wait(120)
     yield f"127.0.0.1:{control['port']}"
     control["loop"].call_soon_threadsafe(control["stop"].set)
-    thread.join(30)
+    thread.join(60)
     assert not thread.is_alive()
 
 

@@ -159,7 +159,7 @@ def test_eval_with_seeds_gives_means_and_deviations(recall: Recall, tmp_path: Pa
     params.write_text(
         "[two_tower]\ndimension = 8\nsequence = { kind = 'mean', width = 8 }\ntraining.epochs = 1\n"
     )
-    options = ("--channels", "two_tower", "--at", "20", "--params", params, "--seeds", "1,2")
+    options = ("--channels", "two_tower", "--at", "20", "--params", params, "--seeds", "1,2", "--threads", 1)
     found = one_object(recall("eval", sample_path(), *options, "--json")[1])
     assert found["seeds"] == [1, 2]
     assert [run["seed"] for run in found["runs"]] == [1, 2]

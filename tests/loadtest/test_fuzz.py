@@ -6,7 +6,7 @@ from collections import Counter
 
 from loadtest import fuzz
 
-CASES = 2_000
+CASES = 1_000
 
 
 def test_every_malformed_request_is_refused_or_answered(tmp_path):
@@ -15,7 +15,7 @@ def test_every_malformed_request_is_refused_or_answered(tmp_path):
     assert report["first_errors_in_the_log"] == []
     assert fuzz.passed(report)
     assert sum(report["statuses"].values()) == CASES
-    assert min(report["statuses"][status] for status in fuzz.OUTCOMES) > 50
+    assert min(report["statuses"][status] for status in fuzz.OUTCOMES) > 20
     assert set(report["outcomes"]) == {method.name for method in fuzz.METHODS}
 
 

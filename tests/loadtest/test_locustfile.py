@@ -48,7 +48,7 @@ def run(target: str, folder: Path, *options: str) -> tuple[int, dict[str, dict[s
     command = [str(LOCUST), "-f", str(SCENARIO), "--host", target, "--headless", "--csv", str(folder / "run")]
     command += ["--csv-full-history", "-u", "6", "-r", "6", "-t", "4s", "--look-seconds", "0.05"]
     command += ["--timeout", "10", "--user-file", str(users), *options]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
     file = folder / "run_stats.csv"
     rows = list(csv.DictReader(file.read_text().splitlines())) if file.exists() else []
     return done.returncode, {row["Name"]: row for row in rows}, done.stdout + done.stderr

@@ -637,7 +637,7 @@ while True:
 def test_killed_at_any_moment_the_store_opens_to_a_whole_release(store: SnapshotStore) -> None:
     randomness = random.Random(11)
     publish(store)
-    for _ in range(10):
+    for _ in range(6):
         with subprocess.Popen(
             [sys.executable, "-c", FACTORY, str(store.root)], stdout=subprocess.PIPE
         ) as factory:

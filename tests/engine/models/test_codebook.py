@@ -91,6 +91,15 @@ def test_a_cluster_with_more_items_than_the_mean_seems_farther():
     np.testing.assert_array_equal(alone.discounts(), [1.0, 1.0])
 
 
+def test_a_cluster_that_counts_next_to_nothing_does_not_take_a_crowd_from_everywhere():
+    vectors, counts = np.array([[0.0], [1.0]], np.float32), np.array([1.999, 0.001], np.float32)
+    sizes = np.array([2, 6])
+    book = Codebook(vectors, counts, boost=5.0, crowding=1.0, sizes=sizes)
+    np.testing.assert_allclose(book.discounts(), [1.0, 0.2 * 1.5], rtol=1e-6)
+    by_the_paper = Codebook(vectors, counts, boost=5.0, sizes=sizes)
+    np.testing.assert_allclose(by_the_paper.discounts(), [1.0, 0.005], rtol=1e-5)
+
+
 @settings(max_examples=20, deadline=None)
 @given(
     st.integers(1, 90),

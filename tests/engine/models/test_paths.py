@@ -82,6 +82,13 @@ def test_of_equals_the_smaller_node_comes_first():
     np.testing.assert_allclose(logs, -3 * np.log(7), rtol=1e-6)
 
 
+def test_of_many_equals_the_first_prefixes_keep_the_first_nodes():
+    spec = PathSpec(width=40, depth=3, dimension=5, hidden=(6,))
+    arrays = {name: np.zeros_like(array) for name, array in random_paths(spec).items()}
+    paths, _ = PathModel.load(spec, arrays).beam(users_of(spec, 2), 30)
+    assert paths.tolist() == [list(range(30))] * 2
+
+
 def test_nobody_else_in_a_batch_changes_an_answer():
     spec = PathSpec(width=33, depth=3, dimension=12, hidden=(21, 18))
     model = PathModel.load(spec, random_paths(spec, 2))

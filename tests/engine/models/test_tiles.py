@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numba import njit
 
 from engine.core.select import sort_digits
-from engine.models.tiles import in_wide_bytes, multiply, multiply_reference, product, wide, widened
+from engine.models.tiles import in_wide_bytes, multiply, multiply_reference, product, soften, wide, widened
 
 
 @given(
@@ -50,6 +50,22 @@ def test_inner_products_with_rows_are_what_numpy_says(kind, e):
     np.testing.assert_allclose(out, table.astype(np.float64) @ numbers, rtol=1e-5, atol=1e-3)
 
 
+@njit
+def _softened(x, totals):
+    for row in range(totals.size):
+        totals[row] = soften(x, row)
+
+
+@pytest.mark.parametrize("spread", [0.1, 3.0, 1e4])
+def test_what_a_log_softmax_takes_away_is_what_numpy_says(spread):
+    random = np.random.default_rng(3)
+    x = wide((spread * random.standard_normal((9, 37))).astype(np.float32), -np.inf)
+    shifted, totals = x.copy(), np.empty(9, np.float32)
+    _softened(shifted, totals)
+    assert (shifted == x - x.max(1, keepdims=True)).all()
+    np.testing.assert_allclose(totals, np.exp(shifted.astype(np.float64)).sum(1), rtol=1e-6)
+
+
 def test_columns_are_filled_up_with_zeros():
     assert [widened(columns) for columns in (0, 1, 16, 17)] == [0, 16, 16, 32]
     assert wide(np.ones((2, 3), np.float32)).tolist() == [[1.0] * 3 + [0.0] * 13] * 2
@@ -61,7 +77,7 @@ def test_columns_are_filled_up_with_zeros():
     np.testing.assert_allclose(codes[:, :20] * scales[:, None], vectors[rows], atol=scales.max() / 2 * 1.01)
 
 
-@given(st.integers(0, 300), st.sampled_from((0, 32)), st.integers(0, 99))
+@given(st.integers(0, 300) | st.integers(500, 700), st.sampled_from((0, 32)), st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
 def test_numbers_are_sorted_by_their_upper_bits_and_equal_ones_stay_in_order(count, lowest, seed):
     random = np.random.default_rng(seed)

@@ -36,6 +36,8 @@ from engine.state.store import StateStore
 
 NOW = 1_700_000_000
 ITEMS, USERS = 60, 40
+LATE = (500, 501)
+"""Ids that the build does not know; entries have events of them."""
 INTEREST = {"click": 1.0, "finish": 2.0}
 TOWERS = Towers(
     user_features=(Feature(name="user_id", kind="id", dimension=8),),
@@ -145,13 +147,18 @@ def entry(seed: int, events: int = 40) -> bytes:
         else:
             kind = "click" if rng.random() < 0.7 else "finish"
             parts.append(action_record(user_tag(user), item, kind_of(kind), time, 5.0))
+    for item in LATE:
+        user, time = seed % USERS, NOW + 30 * seed + events
+        parts.append(shown_records(user_tag(user), [item], time))
+        if item == LATE[0]:
+            parts.append(action_record(user_tag(user), item, kind_of("finish"), time, 5.0))
     return b"".join(parts)
 
 
 def main(folder: Path, url: str, checkpoint_seconds: float) -> None:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    follow.CHECKPOINT_SECONDS, follow.TELL_SECONDS, follow.LEASE_SECONDS = checkpoint_seconds, 0.1, 2.0
+    follow.CHECKPOINT_SECONDS, follow.TELL_SECONDS = checkpoint_seconds, 0.1
     store = StateStore.connect(url, "test", 1000.0)
     config = config_of(folder)
     follower = follow.Follower(

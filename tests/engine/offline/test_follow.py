@@ -30,9 +30,10 @@ from engine.state.store import StateStore
 
 torch = pytest.importorskip("torch", reason="training needs PyTorch (pip install 'recall-engine[train]')")
 import follow_world  # noqa: E402  # needs torch
-from follow_world import build_world, config_of, entry, served  # noqa: E402
+from follow_world import LATE, build_world, config_of, entry, served  # noqa: E402
 
 PATIENCE = 60.0
+LEASE = "test:{vq:vq}:lease"
 
 
 @pytest.fixture(autouse=True)
@@ -146,15 +147,19 @@ def test_events_are_learnt_and_assignments_written(world):
     assert all(0 <= cluster < 8 for cluster, _ in found.values())
 
 
-def test_what_is_published_is_assigned_at_once_and_its_events_are_learnt(world):
+def test_what_is_published_is_assigned_at_once_and_its_events_are_learnt(world, caplog):
     LiveLog(world.store).publish([published(500), published(501, "tag2")])
-    with world.following():
+    with world.following(spare_rows=2):
         world.until(lambda: {500, 501} <= set(world.table()))
+        world.until(lambda: bool(world.told))
+        assert "spare rows" not in caplog.text
         LiveLog(world.store).publish([published(502)])
         world.until(lambda: 502 in world.table())
         world.events.append(follow_world.shown_records(b"u1", [502, 503], follow_world.NOW))
         world.until_taken(2)
     assert world.told[-1].unknown == 1  # 503
+    assert (world.told[0].crowded_out, world.told[-1].crowded_out) == (0, 1)
+    assert caplog.text.count("more items were published than the 2 spare rows of vq") == 1
 
 
 def test_publications_and_events_that_come_right_behind_each_other_all_get_in(world):
@@ -186,36 +191,38 @@ def test_the_same_stream_gives_the_same_assignments_whether_it_is_read_at_once_o
 def test_killed_and_started_again_it_gives_the_same_assignments(tmp_path):
     """SIGKILL between checkpoints; what was written since the last one is written once more."""
     with world_of(tmp_path / "whole") as world:
-        count = append(world, range(120))
+        LiveLog(world.store).publish([published(id_) for id_ in LATE])
+        count = append(world, range(60))
         with world.following():
             world.until_taken(count)
         wanted, steps = world.table(), world.told[-1].steps
     with world_of(tmp_path / "killed") as world:
-        log = world.log
-        for part in range(2):
-            append(world, range(60 * part, 60 * part + 60))
-            before = log.end()
-            process = subprocess.Popen(
-                [sys.executable, follow_world.__file__, str(world.folder), world.url, "0.3"],
-                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-            )  # fmt: skip
-            try:
-                assert process.stdout is not None
-                for line in process.stdout:
-                    done = [int(word) for word in line.split()]
-                    if part == 0 and log.end() != before and done[0] > 5:
-                        break
-                    if part == 1 and done[0] >= steps:
-                        break
-            finally:
-                process.send_signal(signal.SIGTERM if part else signal.SIGKILL)
-                process.communicate()
-        assert process.returncode == 0
+        LiveLog(world.store).publish([published(id_) for id_ in LATE])
+        append(world, range(30))
+        before = world.log.end()
+        process = subprocess.Popen(
+            [sys.executable, follow_world.__file__, str(world.folder), world.url, "0.3"],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if world.log.end() != before and int(line.split()[0]) > 5:
+                    break
+        finally:
+            process.kill()
+            process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        world.store.execute("DEL", LEASE)  # as if it had lapsed
+        append(world, range(30, 60))
+        with world.following():
+            world.until(lambda: bool(world.told) and world.told[-1].steps >= steps)
         assert world.table() == wanted
 
 
-def test_a_second_trainer_is_refused_in_one_sentence(world):
+def test_a_second_trainer_is_refused_in_one_sentence(world, monkeypatch):
+    monkeypatch.setattr(follow, "LEASE_SECONDS", 0.2)  # how long it waits for the lease of one that died
     lease = world.log.lease(60)
     assert lease.take()
     stop = threading.Event()
@@ -240,7 +247,7 @@ def test_a_trainer_that_loses_its_lease_stops(world):
     def stolen() -> None:
         with world.following():
             world.until(lambda: bool(world.told))
-            world.store.execute("SET", "test:{vq:vq}:lease", "somebody")
+            world.store.execute("SET", LEASE, "somebody")
             assert world.thread is not None
             world.thread.join(PATIENCE)
 
@@ -275,6 +282,7 @@ def test_a_bundle_is_published_that_goes_on_from_its_place_in_the_logs(world):
 
 
 def test_without_a_checkpoint_it_goes_on_from_the_bundle(world, tmp_path):
+    LiveLog(world.store).publish([published(id_) for id_ in LATE])
     count = append(world, range(20))
     with world.following(dump_minutes=0.01):
         world.until_taken(count)
@@ -284,7 +292,18 @@ def test_without_a_checkpoint_it_goes_on_from_the_bundle(world, tmp_path):
                 == world.events.end()
             )
         )
-    (world.snapshots.root / ".work" / "follow-vq" / "checkpoint.pt").unlink()
+    checkpoint = world.snapshots.root / ".work" / "follow-vq" / "checkpoint.pt"
+    checkpoint.unlink()
+    bundle = served(world.snapshots)
+    assert bundle.arrays["published.keys"].tolist() == list(LATE)
+    assert np.ptp(bundle.arrays["published.bias.weight"]) > 0.01
+    with world.following(dump_minutes=0.01):  # what was published is read again, and nothing is forgotten
+        world.until(lambda: served(world.snapshots).version != bundle.version)
+    again = served(world.snapshots)
+    for name, array in bundle.arrays.items():
+        if name.startswith("published."):
+            np.testing.assert_array_equal(again.arrays[name], array)
+    checkpoint.unlink()
     world.told.clear()
     run, more = world.log.run(), append(world, range(20, 25))
     with world.following():

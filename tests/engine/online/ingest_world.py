@@ -107,11 +107,11 @@ def ingesting(
 
         thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
         thread.start()
-        assert started.wait(20)
+        assert started.wait(60)
         try:
             yield world
         finally:
             loop.call_soon_threadsafe(stop.set)
-            thread.join(20)
+            thread.join(60)
             loop.close()
             store.close()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Iterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +41,9 @@ ITEMS = 40
 USERS = 6
 INTEREST = {"click": 1.0, "like": 2.0, "view": 0.0}
 QUOTAS = {"similar": 4, "crowd": 3, "top": 3}
+PATIENCE = 60.0
+"""Seconds after which what is waited for is taken not to come, on however busy a machine."""
+
 POISON = USERS - 1
 """Row of the user whom the filter `Poisoned` cannot bear."""
 
@@ -147,7 +151,7 @@ class Gate(Channel):
     def recall_batch(self, batch, k):
         self.batches.append(len(batch))
         self.entered.set()
-        assert self.open.wait(10)
+        assert self.open.wait(PATIENCE)
         return Rest(Options()).recall_batch(batch, k)
 
 
@@ -262,6 +266,14 @@ class Awaited:
             self.answer.set_exception(outcome)
 
 
+async def until(condition: Callable[[], Any]) -> None:
+    """Wait for what is true sooner or later."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        await asyncio.sleep(0.002)
+
+
 async def submit(
     batcher: Batcher, scene: str, request: Request, request_id: str, debug: bool = False
 ) -> bytes:
@@ -272,15 +284,27 @@ async def submit(
 
 
 @asynccontextmanager
-async def serving(world: World, **client: Any) -> AsyncIterator[AsyncRecallClient]:
-    """A client of a server on this event loop."""
+async def served(world: World, **client: Any) -> AsyncIterator[tuple[Server, AsyncRecallClient]]:
+    """A server on this event loop, and a client of it."""
     server = Server(world.config, world.replica)
     port = await server.start()
     try:
-        async with AsyncRecallClient(f"127.0.0.1:{port}", **{"timeout": 10.0, **client}) as connected:
-            yield connected
+        async with AsyncRecallClient(f"127.0.0.1:{port}", **{"timeout": PATIENCE, **client}) as connected:
+            yield server, connected
     finally:
         await server.stop(5)
+
+
+@asynccontextmanager
+async def serving(world: World, **client: Any) -> AsyncIterator[AsyncRecallClient]:
+    """A client of a server on this event loop."""
+    async with served(world, **client) as (_, connected):
+        yield connected
+
+
+def in_flight(server: Server) -> float:
+    """Requests that the server has taken in and not answered."""
+    return server.metrics.registry.get_sample_value("recall_in_flight") or 0.0
 
 
 @contextmanager

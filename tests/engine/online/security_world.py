@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from online_world import World
+from online_world import PATIENCE, World
 
 from engine.config import Config, SecurityConfig
 from engine.online.server import Server
@@ -114,7 +114,7 @@ class Raw:
     """A connection that has said hello, or has not."""
 
     def __init__(self, port: int, hello: bool = True) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), 10)
+        self._socket = socket.create_connection(("127.0.0.1", port), PATIENCE)
         if hello:
             self.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(SETTINGS) + frame(SETTINGS, 1))
 

@@ -32,7 +32,7 @@ from engine.state.embedded import EmbeddedStore
 from engine.state.store import StateStore
 from engine.state.stream import START
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 class Taker(Channel):

@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 import pytest
-from online_world import POISON, Gate, make_world, submit, user_id
+from online_world import PATIENCE, POISON, Gate, make_world, submit, user_id
 from recall.v1 import recall_pb2 as pb
 
 from engine.online.batcher import (
@@ -47,7 +47,7 @@ async def hold(batcher, gate) -> asyncio.Task[bytes]:
     gate.open.clear()
     gate.entered.clear()
     (task,) = await start(submit(batcher, "default", Request(), "first"))
-    assert await asyncio.to_thread(gate.entered.wait, 10)
+    assert await asyncio.to_thread(gate.entered.wait, PATIENCE)
     return task
 
 

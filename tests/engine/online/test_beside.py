@@ -25,7 +25,7 @@ from engine.online.request import Request
 from engine.online.run import Run
 
 OK, EMPTY, TIMEOUT, ERROR, SKIPPED, GATED = (int(status) for status in ChannelStatus)
-SECONDS = 10.0
+SECONDS = 60.0
 """Deadline of channels that are expected to answer."""
 
 
@@ -74,7 +74,7 @@ class Hangs(Channel):
     def recall_batch(self, batch, k):
         self.asked += 1
         self.entered.set()
-        self.go.wait(30)
+        self.go.wait(2 * SECONDS)
         return Top(Options()).recall_batch(batch, k)
 
     def update(self, rows):
@@ -103,7 +103,7 @@ class Guarded:
     def __init__(self, channel: Channel, deadline: float = SECONDS, **scene) -> None:
         self.world = make_world()
         channels = {"inline": Inline(Options()), "plugin": channel, "similar": Similar(Options())}
-        rules = BreakerConfig(failures=3, calls=5, open_seconds=0.05, jitter=0.0)
+        rules = BreakerConfig(failures=3, calls=5, open_seconds=SECONDS, jitter=0.0)
         deadlines = {"plugin": deadline}
         self.guards = Guards(
             {
@@ -338,11 +338,9 @@ def test_a_thread_that_hangs_is_left_behind_and_comes_back(guarded):
     assert run.status.tolist() == [[OK] * 3, [TIMEOUT] * 3]
     assert "no answer within" in run.messages[1, 0]
     assert rows(run, 0) == without_the_plugin()
-    began = time.monotonic()
     run = made.run()
     assert run.status[1].tolist() == [TIMEOUT] * 3
-    assert "still at an earlier batch" in run.messages[1, 2]
-    assert time.monotonic() - began < SECONDS  # it is not waited for again
+    assert "still at an earlier batch" in run.messages[1, 2]  # it is not waited for again
     assert channel.asked == 1
     channel.go.set()
     beside = made.guards["plugin"].beside
@@ -360,7 +358,7 @@ def test_a_coroutine_that_hangs_is_cancelled_and_free_at_once(guarded):
     made = guarded(channel, deadline=0.02)
     run = made.run()
     assert run.status[1].tolist() == [TIMEOUT] * 3
-    assert channel.cancelled.wait(10)
+    assert channel.cancelled.wait(SECONDS)
     beside = made.guards["plugin"].beside
     assert beside is not None
     beside.deadline = SECONDS
@@ -372,7 +370,7 @@ def test_a_coroutine_that_hangs_is_cancelled_and_free_at_once(guarded):
 def test_the_earliest_deadline_of_a_request_ends_the_waiting(guarded):
     channel = Hangs()
     made = guarded(channel)
-    run = made.run(0, 1, deadline=time.monotonic() + 0.03)
+    run = made.run(0, 1, deadline=time.monotonic() + 0.5)
     assert run.status.tolist() == [[OK] * 2, [TIMEOUT] * 2]
     assert made.guards["plugin"].breaker.quiet  # that was the caller's hurry, no failure of the channel
     channel.go.set()
@@ -461,7 +459,7 @@ def test_a_circuit_opens_and_closes_again(guarded, caplog, inline):
         == BreakerState.OPEN
     )
     channel.sick = False
-    time.sleep(0.06)
+    let_time_pass(made)
     assert made.run().status[1].tolist() == [OK] * 3
     assert made.pipeline.breakers["plugin"].state is BreakerState.CLOSED
     assert "answers again" in caplog.text
@@ -502,7 +500,7 @@ def test_a_gate_that_shuts_everything_uses_up_no_probe(guarded):
     for _ in range(3):
         made.run(0)
     channel.broken = False
-    time.sleep(0.06)
+    let_time_pass(made)
     assert made.run(1).status[1].tolist() == [GATED]
     assert made.run(0).status[1].tolist() == [OK]
     assert made.pipeline.breakers["plugin"].state is BreakerState.CLOSED
@@ -514,16 +512,16 @@ def test_a_fallback_may_run_beside_too(guarded):
 
 
 def test_warming_up_has_time_and_leaves_no_trace(guarded):
-    class Slow(Top):
-        def recall_batch(self, batch, k):
-            time.sleep(0.05)
-            return super().recall_batch(batch, k)
-
-    made = guarded(Slow(Options()), deadline=0.001)
+    channel = Hangs()
+    made = guarded(channel, deadline=0.001)
     with made.guards.patient():
         for _ in range(4):
+            channel.go.clear()
+            threading.Timer(0.02, channel.go.set).start()
             assert made.run().status[1].tolist() == [OK] * 3
+    channel.go.clear()
     assert made.run().status[1].tolist() == [TIMEOUT] * 3
+    channel.go.set()
 
 
 def test_closed_guards_end_their_threads(guarded):
@@ -533,7 +531,7 @@ def test_closed_guards_end_their_threads(guarded):
     assert beside is not None
     assert beside._thread is not None
     made.close()
-    beside._thread.join(10)
+    beside._thread.join(SECONDS)
     assert not beside._thread.is_alive()
 
 
@@ -602,8 +600,13 @@ async def test_over_grpc_a_plugin_that_hangs_costs_the_answer_its_deadline_and_n
     guards.close()
 
 
+def let_time_pass(made: Guarded) -> None:
+    """As if the circuit of the plugin had been open for as long as it stays so."""
+    made.guards["plugin"].breaker._open_until = 0.0
+
+
 def wait_until(condition) -> None:
-    end = time.monotonic() + 10
+    end = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.001)

@@ -161,7 +161,7 @@ def test_an_answer_is_plain_values():
 def test_unavailable_is_tried_again():
     with (
         scripted(*[grpc.StatusCode.UNAVAILABLE] * 3) as servicer,
-        RecallClient(servicer.target, timeout=10) as client,
+        RecallClient(servicer.target, timeout=60) as client,
     ):
         assert client.recall().request_id == "done"
         assert len(servicer.calls) == 4
@@ -170,7 +170,7 @@ def test_unavailable_is_tried_again():
 def test_the_fourth_unavailable_is_the_last():
     with (
         scripted(*[grpc.StatusCode.UNAVAILABLE] * 9) as servicer,
-        RecallClient(servicer.target, timeout=10) as client,
+        RecallClient(servicer.target, timeout=60) as client,
     ):
         with pytest.raises(grpc.RpcError) as caught:
             client.recall()
@@ -183,7 +183,7 @@ def test_the_fourth_unavailable_is_the_last():
     [grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL, grpc.StatusCode.DEADLINE_EXCEEDED],
 )
 def test_nothing_else_is_tried_again(code):
-    with scripted(code) as servicer, RecallClient(servicer.target, timeout=10) as client:
+    with scripted(code) as servicer, RecallClient(servicer.target, timeout=60) as client:
         with pytest.raises(grpc.RpcError) as caught:
             client.recall()
         assert caught.value.code() is code
@@ -192,7 +192,7 @@ def test_nothing_else_is_tried_again(code):
 
 async def test_the_async_client_tries_again_and_translates_too():
     with scripted(grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.INVALID_ARGUMENT) as servicer:
-        async with AsyncRecallClient(servicer.target, timeout=10) as client:
+        async with AsyncRecallClient(servicer.target, timeout=60) as client:
             with pytest.raises(InvalidRequest, match="as told") as caught:
                 await client.recall()
     assert caught.value.violations == ()
@@ -200,7 +200,7 @@ async def test_the_async_client_tries_again_and_translates_too():
 
 
 def test_a_refusal_names_the_fields(target):
-    with RecallClient(target, timeout=10) as client, pytest.raises(InvalidRequest) as caught:
+    with RecallClient(target, timeout=60) as client, pytest.raises(InvalidRequest) as caught:
         client.recall(limit=0, recent_items=[(1, "stare")])
     assert isinstance(caught.value, RecallError)
     assert [violation.field for violation in caught.value.violations] == ["limit", "recent_items[0].event"]
@@ -210,9 +210,9 @@ def test_a_refusal_names_the_fields(target):
 
 
 async def test_both_clients_give_the_same(target):
-    with RecallClient(target, timeout=10) as blocking:
+    with RecallClient(target, timeout=60) as blocking:
         one = await asyncio.to_thread(blocking.recall, user_id=1)
-    async with AsyncRecallClient(target, timeout=10) as client:
+    async with AsyncRecallClient(target, timeout=60) as client:
         await client.wait_ready()
         other = await client.recall(user_id=1)
     assert one.candidates == other.candidates
@@ -229,7 +229,7 @@ def test_waiting_ends_when_the_server_says_serving():
         with pytest.raises(TimeoutError):
             client.wait_ready(0.3)
         servicer.health.set("recall.v1.RecallService", health_pb2.HealthCheckResponse.SERVING)
-        client.wait_ready(10)
+        client.wait_ready(60)
 
 
 def test_a_client_needs_no_server_libraries():

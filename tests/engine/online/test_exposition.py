@@ -55,12 +55,12 @@ def test_the_page_is_answered_over_http_and_says_when_it_cannot_be():
     texts = ["recall_a 1.0\n"]
     page = MetricsPage("127.0.0.1", 0, lambda: texts[0])
     try:
-        with urlopen(f"http://127.0.0.1:{page.port}/metrics", timeout=10) as answer:
+        with urlopen(f"http://127.0.0.1:{page.port}/metrics", timeout=60) as answer:
             assert answer.read() == b"recall_a 1.0\n"
             assert answer.headers["Content-Type"].startswith("text/plain")
         texts.clear()
         with pytest.raises(HTTPError) as refused:
-            urlopen(f"http://127.0.0.1:{page.port}/metrics", timeout=10)
+            urlopen(f"http://127.0.0.1:{page.port}/metrics", timeout=60)
         refused.value.close()
         assert refused.value.code == 503
     finally:

@@ -276,7 +276,7 @@ async def test_the_asynchronous_stream_yields_answers_while_its_source_waits(wor
 
     async def batches():
         yield 1, clicks(13, 1)
-        await asyncio.wait_for(heard.wait(), 10)  # the answer comes although there is nothing more to send
+        await asyncio.wait_for(heard.wait(), 60)  # the answer comes although there is nothing more to send
         for n in range(2, 30):
             yield n, clicks(13, n)
 

@@ -36,7 +36,7 @@ from engine.state.store import StateStore
 from engine.state.writes import Writes
 
 NOW = 1_700_000_000
-PATIENCE = 20.0
+PATIENCE = 60.0
 KINDS = ("int64", "string")
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import grpc
 import pytest
-from online_world import Gate, Top, make_world, serving_thread, user_id
+from online_world import PATIENCE, Gate, Top, make_world, serving_thread, user_id
 from recall.v1 import recall_pb2 as pb
 
 from engine.client import AsyncRecallClient
@@ -25,7 +25,7 @@ class InlineGate(Gate):
 
 def call(channel, **fields):
     request = pb.RecallRequest(**fields).SerializeToString()
-    return channel.unary_unary(METHOD)(request, timeout=60)
+    return channel.unary_unary(METHOD)(request, timeout=PATIENCE)
 
 
 async def outcome(channel) -> grpc.StatusCode:
@@ -54,7 +54,7 @@ async def test_while_the_compute_hangs_the_rest_is_refused_at_once_and_it_recove
         gate.entered.clear()
         gate.open.clear()
         calls = [asyncio.create_task(outcome(channel)) for _ in range(MANY)]
-        assert await asyncio.to_thread(gate.entered.wait, 30)
+        assert await asyncio.to_thread(gate.entered.wait, PATIENCE)
         # Two batches of two is the least that may be in flight, four batches what it begins with.
         while sum(each.done() for each in calls) < MANY - 4 * 2:
             await asyncio.sleep(0.01)
@@ -65,7 +65,7 @@ async def test_while_the_compute_hangs_the_rest_is_refused_at_once_and_it_recove
         assert "in flight" in (refused.value.details() or "")
         assert int(dict(refused.value.trailing_metadata())[PUSHBACK]) >= 0
         async with AsyncRecallClient(target) as other:  # the event loop is not held
-            await other.wait_ready(5)
+            await other.wait_ready(PATIENCE)
         gate.open.set()
         outcomes = await asyncio.gather(*calls)
         assert outcomes.count(grpc.StatusCode.OK) >= 2 * 2
@@ -109,7 +109,7 @@ async def test_a_channel_that_ends_the_thread_does_not_end_the_server():
     world = make_world(extra={"exits": Exits(Options())}, quotas={"exits": 3, "top": 3})
     world = replace(world, replica=replace(world.replica))
     with serving_thread(world) as port:
-        async with AsyncRecallClient(f"127.0.0.1:{port}") as client:
+        async with AsyncRecallClient(f"127.0.0.1:{port}", timeout=PATIENCE) as client:
             for _ in range(3):
                 result = await client.recall(user_id=user_id(0))
                 assert [report.status for report in result.channels][:2] == ["ERROR", "OK"]

@@ -20,6 +20,7 @@ import grpc
 import pytest
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from ingest_world import ingest_config, ingesting
+from online_world import PATIENCE
 from security_world import (
     GOAWAY,
     MAX_CONCURRENT_STREAMS,
@@ -85,7 +86,7 @@ def tokens(tmp_path) -> str:
 
 
 async def ask(port: int, **arguments: Any) -> None:
-    arguments = {"timeout": 10.0, "options": OWN_POOL, **arguments}
+    arguments = {"timeout": PATIENCE, "options": OWN_POOL, **arguments}
     async with AsyncRecallClient(f"127.0.0.1:{port}", **arguments) as client:
         await client.recall(user_id=1)
 
@@ -103,8 +104,8 @@ async def test_tls_serves_who_believes_the_authority_and_nobody_else(world, auth
     async with running(world, **pair) as port:
         await ask(port, ca=authority.ca)
         await ask(port, ca=authority.ca.read_bytes())
-        assert (await refused(port, timeout=1.0))[0] is UNAVAILABLE
-        assert (await refused(port, timeout=1.0, ca=Authority(tmp_path / "other").ca))[0] is UNAVAILABLE
+        assert (await refused(port))[0] is UNAVAILABLE
+        assert (await refused(port, ca=Authority(tmp_path / "other").ca))[0] is UNAVAILABLE
         async with AsyncRecallClient(f"127.0.0.1:{port}", ca=authority.ca) as client:
             await client.wait_ready()
 
@@ -113,9 +114,9 @@ async def test_with_a_client_ca_everybody_needs_a_certificate_of_it(world, autho
     stranger = Authority(tmp_path / "other").issue("web")
     async with running(world, **pair, client_ca=str(authority.ca)) as port:
         await ask(port, **web)
-        assert (await refused(port, timeout=1.0, ca=authority.ca))[0] is UNAVAILABLE
+        assert (await refused(port, ca=authority.ca))[0] is UNAVAILABLE
         bad = {"ca": authority.ca, "certificate": stranger[0], "key": stranger[1]}
-        assert (await refused(port, timeout=1.0, **bad))[0] is UNAVAILABLE
+        assert (await refused(port, **bad))[0] is UNAVAILABLE
 
 
 @pytest.mark.parametrize("name", ["web", "web.internal", "spiffe://here/web"])
@@ -150,7 +151,7 @@ async def reflected(port: int, **arguments: Any) -> str:
         request = reflection_pb2.ServerReflectionRequest(list_services="")
         failure = None
         try:
-            answers = [answer async for answer in method(iter([request]), timeout=10)]
+            answers = [answer async for answer in method(iter([request]), timeout=PATIENCE)]
         except grpc.RpcError as error:
             failure = error
     if failure is not None:
@@ -190,7 +191,7 @@ async def test_a_certificate_that_changes_is_taken_and_half_a_change_is_not(
         shutil.copy(source, files[name])
     async with running(world, **{name: str(file) for name, file in files.items()}) as port:
         before = await asyncio.to_thread(served_certificate, port, authority.ca)
-        async with AsyncRecallClient(f"127.0.0.1:{port}", ca=authority.ca, timeout=10.0) as client:
+        async with AsyncRecallClient(f"127.0.0.1:{port}", ca=authority.ca, timeout=PATIENCE) as client:
             await client.recall(user_id=1)
             shutil.copy(issued[1][0], files["certificate"])
             assert await asyncio.to_thread(served_certificate, port, authority.ca) == before
@@ -287,9 +288,11 @@ async def test_what_has_no_list_of_its_own_needs_the_rights_of_admin(world, toke
             "/recall.v1.RecallServiceX/Recall",
             "/grpc.health.v1/Health/Check",
         ):
-            call = channel.unary_unary(method)(b"", metadata=metadata, timeout=10)
+            call = channel.unary_unary(method)(b"", metadata=metadata, timeout=PATIENCE)
             assert await call.code() is DENIED, method
-        call = channel.unary_unary("/recall.v1.RecallService/Absent")(b"", metadata=metadata, timeout=10)
+        call = channel.unary_unary("/recall.v1.RecallService/Absent")(
+            b"", metadata=metadata, timeout=PATIENCE
+        )
         assert await call.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
@@ -403,7 +406,7 @@ async def test_connections_beyond_the_limit_are_closed(world):
     async with running(world, max_connections=2) as port:
         clients = [
             AsyncRecallClient(
-                f"127.0.0.1:{port}", timeout=10.0, options=(*OWN_POOL, ("grpc.enable_retries", 0))
+                f"127.0.0.1:{port}", timeout=PATIENCE, options=(*OWN_POOL, ("grpc.enable_retries", 0))
             )
             for _ in range(3)
         ]
@@ -436,12 +439,14 @@ async def test_large_messages_and_large_headers_are_refused(world):
     ):
         recall = channel.unary_unary("/recall.v1.RecallService/Recall")
         unknown_field = b"\x9a\x01\x90\x4e" + bytes(10_000)  # field 19, 10,000 bytes
-        call = recall(unknown_field, timeout=10)
+        call = recall(unknown_field, timeout=PATIENCE)
         assert await call.code() is EXHAUSTED
         assert "larger than max" in await call.details()
         for _ in range(10):
-            assert await recall(b"", metadata=(("x", "y" * 2_500),), timeout=10).code() is EXHAUSTED
-        assert await recall(b"", metadata=(("x", "y" * 1_000),), timeout=10).code() is grpc.StatusCode.OK
+            assert await recall(b"", metadata=(("x", "y" * 2_500),), timeout=PATIENCE).code() is EXHAUSTED
+        assert (
+            await recall(b"", metadata=(("x", "y" * 1_000),), timeout=PATIENCE).code() is grpc.StatusCode.OK
+        )
 
 
 async def test_a_small_message_that_unpacks_to_a_large_one_is_refused(world):
@@ -451,9 +456,9 @@ async def test_a_small_message_that_unpacks_to_a_large_one_is_refused(world):
     ):
         recall = channel.unary_unary("/recall.v1.RecallService/Recall")
         unknown_field = b"\x9a\x01\x80\x80\x80\x10" + bytes(32 << 20)  # field 19
-        call = recall(unknown_field, timeout=10)
+        call = recall(unknown_field, timeout=PATIENCE)
         assert await call.code() is EXHAUSTED
-        assert await recall(b"", timeout=10).code() is grpc.StatusCode.OK
+        assert await recall(b"", timeout=PATIENCE).code() is grpc.StatusCode.OK
 
 
 async def test_who_says_nothing_or_pings_without_end_is_cut_off(world):
@@ -465,6 +470,7 @@ async def test_who_says_nothing_or_pings_without_end_is_cut_off(world):
     async with running(world, handshake_seconds=0.3) as port:
         frames = await asyncio.to_thread(said, port, False)
         assert b"handshake timeout" in frames[-1][1]
+    async with running(world) as port:
         frames = await asyncio.to_thread(said, port, True, frame(PING, payload=bytes(8)) * 10)
         assert frames[-1][0] == GOAWAY
         assert b"too_many_pings" in frames[-1][1]
@@ -474,13 +480,16 @@ async def test_who_says_nothing_or_pings_without_end_is_cut_off(world):
 
 
 class _Silence:
-    """An iterator of messages that never come."""
+    """An iterator of messages that never come, until it is ended."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
 
     def __iter__(self) -> _Silence:
         return self
 
     def __next__(self) -> bytes:
-        threading.Event().wait(5)
+        self.ended.wait()
         raise StopIteration
 
 
@@ -510,19 +519,21 @@ def test_a_stream_on_which_nothing_comes_is_ended_and_clients_go_on(tmp_path):
 
     async def streamed(target: str) -> list[int]:
         async with AsyncIngestClient(target) as client:
-            return [answer.offset async for answer in client.stream(slowly(), patience=1.0)]
+            return [answer.offset async for answer in client.stream(slowly(), patience=PATIENCE)]
 
     with Idle(tmp_path) as target, grpc.insecure_channel(target) as channel:
-        silent = channel.stream_stream("/recall.v1.IngestService/ReportStream")(_Silence())
+        silence = _Silence()
+        silent = channel.stream_stream("/recall.v1.IngestService/ReportStream")(silence)
         with pytest.raises(grpc.RpcError) as caught:
             next(silent)
+        silence.ended.set()
         assert caught.value.code() is UNAVAILABLE
         assert caught.value.details() == "nothing came on the stream for 0.2 s"
         assert asyncio.run(streamed(target)) == [0, 1, 2]
         with IngestClient(target) as client, client.open_stream() as stream:
             for offset in range(2):
                 stream.send(offset, events(offset))
-                answer = stream.receive(10)
+                answer = stream.receive(PATIENCE)
                 assert answer is not None
                 assert answer.offset == offset
                 time.sleep(0.6)

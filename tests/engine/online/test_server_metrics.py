@@ -23,7 +23,7 @@ def test_they_are_answered_over_http() -> None:
     metrics.ingest_kinds.labels("follow").inc(7)
     server = metrics.serve("127.0.0.1", 0)
     try:
-        with urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=10) as answer:
+        with urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=60) as answer:
             text = answer.read().decode()
     finally:
         server.close()

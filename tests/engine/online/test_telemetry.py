@@ -249,7 +249,7 @@ def test_notes_are_bounded_and_a_failure_ends_nothing(caplog):
     handled, dropped, go = [], [], threading.Event()
 
     def handle(notes):
-        go.wait(10)
+        go.wait(60)
         if "bad" in notes:
             raise RuntimeError("on purpose")
         handled.extend(notes)
@@ -259,9 +259,9 @@ def test_notes_are_bounded_and_a_failure_ends_nothing(caplog):
         notes.put(text)
     assert 1 <= sum(dropped) <= 2  # the thread may have taken the first already
     go.set()
-    notes.close(10)
+    notes.close(60)
     assert "could not be handled" in caplog.text
     late = Notes("more", handled.extend, dropped.append)
     late.put("e")
-    late.close(10)
+    late.close(60)
     assert handled[-1] == "e"

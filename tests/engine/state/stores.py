@@ -56,7 +56,7 @@ def server(binary: Path, folder: Path, *options: str) -> Iterator[subprocess.Pop
 
 def connected(url: str, timeout_ms: float = 2000.0) -> StateStore:
     """The store behind a URL, as soon as it answers."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while True:
         try:
             return StateStore.connect(url, "test", timeout_ms)
@@ -93,7 +93,7 @@ def cluster(folder: Path) -> Iterator[str]:
                 node.execute("CLUSTER", "SET-CONFIG-EPOCH", at + 1)
             for port, bus in zip(ports[1:], buses[1:], strict=True):
                 nodes[0].execute("CLUSTER", "MEET", "127.0.0.1", port, bus)
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + 60
             while not all(
                 b"cluster_state:ok" in node.execute("CLUSTER", "INFO") for node in nodes
             ) or not all(len(node.execute("CLUSTER", "SLOTS")) == 3 for node in nodes):

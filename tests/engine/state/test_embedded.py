@@ -26,7 +26,7 @@ from engine.state.store import StateStore
 from engine.state.writes import UserLimits, UserStore, Writes
 
 
-def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

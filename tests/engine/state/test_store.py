@@ -149,7 +149,7 @@ def test_a_store_that_went_away_is_not_asked_for_a_moment_and_found_again(tmp_pa
     with pytest.raises(StateUnavailableError, match="does not answer"):
         store.mget_users([b"a"], [b"r"])
     with server(server_binary(), tmp_path, *options):
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             try:
                 assert store.execute("GET", "a") == b"1"
@@ -162,7 +162,7 @@ def test_a_store_that_went_away_is_not_asked_for_a_moment_and_found_again(tmp_pa
 def test_a_store_that_hangs_costs_one_time_limit_and_then_nothing(tmp_path: Path) -> None:
     options = ("--port", "0", "--unixsocket", str(tmp_path / "s"))
     with server(server_binary(), tmp_path, *options) as process:
-        store = connected(f"unix://{tmp_path / 's'}", 100.0)
+        store = connected(f"unix://{tmp_path / 's'}", 500.0)
         store.mget_users([b"test:{u1}"], [b"r"])
         os.kill(process.pid, signal.SIGSTOP)
         try:
@@ -177,7 +177,7 @@ def test_a_store_that_hangs_costs_one_time_limit_and_then_nothing(tmp_path: Path
             assert failures == 1000
         finally:
             os.kill(process.pid, signal.SIGCONT)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while True:
             try:
                 assert list(store.mget_users([b"test:{u1}"], [b"r"])) == [None]

@@ -353,6 +353,8 @@ def test_what_cannot_be_trained_is_said(trained):
         run(of=spec().model_copy(update={"dimension": 17}))
     with pytest.raises(BuildError, match="no times"):
         run(given=data(timed=False))
+    with pytest.raises(ConfigError, match=r"order: .* gru"):
+        run(FAST.model_copy(update={"order": "time"}), spec("gru"))
     nothing = replace(data(), examples=np.zeros(data().interactions.entries, bool))
     with pytest.raises(BuildError, match="no positive"):
         run(given=nothing)

@@ -355,6 +355,11 @@ def test_what_cannot_be_trained_is_said():
         run(spec("sasrec"), given=data(timed=False))
     with pytest.raises(BuildError, match="needs times"):
         run(spec(), FAST.model_copy(update={"history": "past"}), data(timed=False))
+    in_order = FAST.model_copy(update={"order": "time"})
+    with pytest.raises(BuildError, match="needs times"):
+        run(spec(), in_order, data(timed=False))
+    with pytest.raises(ConfigError, match=r"order: .* sasrec"):
+        run(spec("sasrec"), in_order)
     nothing = replace(data(), examples=np.zeros(USERS * 8, bool))
     with pytest.raises(BuildError, match="no positive"):
         run(spec(), given=nothing)

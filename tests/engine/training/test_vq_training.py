@@ -30,6 +30,7 @@ from engine.training.streaming_trainer import StreamingTrainer  # noqa: E402
 from engine.training.streaming_vq import train_streaming  # noqa: E402
 from engine.training.vq_losses import (  # noqa: E402
     column_logs,
+    mask_histories,
     own_items,
     rewarded_softmax,
     similarity,
@@ -37,7 +38,7 @@ from engine.training.vq_losses import (  # noqa: E402
 )
 
 WIDTH, GROUPS, USERS, ITEMS = 16, 12, 300, 360
-FAST = StreamingOptions(batch=256, negatives=128, learning_rate=0.02, decay=0.95)
+FAST = StreamingOptions(batch=256, negatives=128, learning_rate=0.02, decay=0.95, replay=0)
 
 
 def id_feature(name, size):
@@ -215,6 +216,18 @@ def test_a_users_other_items_are_no_negatives():
     np.testing.assert_array_equal(masked, wanted)
 
 
+def test_an_item_of_the_history_is_no_negative():
+    sequence = np.array([[0, 3, 5], [0, 0, 9], [2, 3, 4], [0, 0, 0]], np.int32)
+    codes = np.array([0, 3, 4, 0, 5], np.int64)  # two of the columns have no code of their own
+    masked = np.zeros((4, 5), bool)
+    masked[0, 0] = True
+    mask_histories(sequence, codes, np.array([4, 0, 1, 1]), masked)
+    wanted = np.zeros((4, 5), bool)
+    wanted[0, :2] = wanted[2, 2] = True
+    np.testing.assert_array_equal(masked, wanted)
+    mask_histories(sequence[:, :0], codes, np.array([4, 0, 1, 1]), masked)
+
+
 @pytest.mark.parametrize("lengths", [[3, 0], [0, 0]])
 def test_the_complex_ranking_step_is_what_its_formula_says(lengths):
     spec = VqSpec(
@@ -342,6 +355,8 @@ def test_a_restored_trainer_does_what_an_uninterrupted_one_does(rank):
     options = SMALL.model_copy(update={"tasks": TASKS})
     batches = list(task_log(data).batches(32, data.interactions, data.users, spec.read))
     published = Encoded(np.array([[0, 3], [0, 5]], np.int32), (), np.empty((2, 0), np.float32))
+    for batch in batches[5:]:
+        batch.items[:2] = SMALL_ITEMS, SMALL_ITEMS + 1  # one has a row of its own, the other has not
 
     def some_steps(trainer, few):
         made = []
@@ -350,7 +365,7 @@ def test_a_restored_trainer_does_what_an_uninterrupted_one_does(rank):
             made += [result.items, result.clusters, result.biases, *trainer.assign(trainer.candidates(9))]
         return made
 
-    whole = StreamingTrainer(spec, options, data.items)
+    whole = StreamingTrainer(spec, options, data.items, spare=1)
     some_steps(whole, batches[:5])
     whole.add_items(published)
     some_steps(whole, batches[5:7])
@@ -358,7 +373,7 @@ def test_a_restored_trainer_does_what_an_uninterrupted_one_does(rank):
     torch.save(whole.state(), saved)
     wanted = some_steps(whole, batches[7:])
 
-    other = StreamingTrainer(spec, options, data.items)
+    other = StreamingTrainer(spec, options, data.items, spare=1)
     saved.seek(0)
     state = torch.load(saved, weights_only=True)
     other.restore(state)
@@ -503,6 +518,43 @@ def test_published_items_are_placed_by_their_features_and_passed_over_in_histori
     assert SMALL_ITEMS in result.items
     assert np.isfinite(result.loss)
     assert trainer.candidates(99).tolist() == list(range(SMALL_ITEMS + 1))
+
+
+@pytest.mark.parametrize("rank", ["none", "two_tower"])
+def test_published_items_learn_rows_of_their_own_while_some_are_spare(rank):
+    data, spec = small_data(), small_spec(rank)
+    trainer = StreamingTrainer(spec, SMALL, data.items, spare=2)
+    log = ImpressionLog.of_positives(data.interactions, data.interactions.weights)
+    batches = list(log.batches(32, data.interactions, data.users, spec.read))
+    trainer.step(batches[0])
+    rows = trainer.add_items(Encoded(np.full((3, 2), (0, 3), np.int32), (), np.empty((3, 0), np.float32)))
+    assert trainer.learning == 2
+    assert np.unique(trainer.assign(rows)[1]).size == 1  # all of them as an unknown item is
+    for batch in batches[1:8]:
+        batch.items[:8] = SMALL_ITEMS + 1
+        trainer.step(batch)
+    biases = trainer.assign(rows)[1]
+    assert biases[1] > biases[0] + 0.05
+    assert biases[1] > biases[2] + 0.05
+
+    arrays = trainer.arrays()
+    tables = {"bias.weight": (), "item.embeddings.0.weight": (WIDTH,)}
+    if rank != "none":
+        tables |= {"rank.items.weight": (8,), "rank.bias.weight": (1,)}
+        assert arrays["published.rank.item_vectors"].shape == (2, 8)
+        assert arrays["published.rank.item_bias"].shape == (2, 1)
+    for name, shape in tables.items():
+        assert arrays[name].shape == (SMALL_ITEMS + 1, *shape)
+        assert arrays[f"published.{name}"].shape == (2, *shape)
+        assert np.abs(arrays[f"published.{name}"][1] - arrays[f"published.{name}"][0]).max() > 0
+    # A trainer that begins with them goes on from there, whatever the order; without them, from the unknown.
+    other = StreamingTrainer(spec, SMALL, data.items, arrays, spare=2)
+    features = Encoded(np.full((2, 2), (0, 3), np.int32), (), np.empty((2, 0), np.float32))
+    other.add_items(features, np.array([1, -1], np.int32))
+    found = other.arrays()
+    for name in tables:
+        np.testing.assert_array_equal(found[f"published.{name}"][0], arrays[f"published.{name}"][1])
+        np.testing.assert_array_equal(found[f"published.{name}"][1], found[name][0])
 
 
 def test_impressions_without_any_reward_move_the_clusters_alone():
