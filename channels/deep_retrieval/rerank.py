@@ -12,18 +12,19 @@ import numpy as np
 from numba import njit
 
 from channels.deep_retrieval.lists import PathLists, place_of
-from engine.ann.kernels import bits_of, prefetch
+from engine.ann.kernels import prefetch
+from engine.core.bounds import bound_of, reaching
 from engine.core.candidates import CandidateBatch
 from engine.core.hashing import spread
 from engine.core.sealed import sealed
-from engine.core.select import row_of, select_top, sort_digits, sort_key
+from engine.core.select import row_of, sort_digits, sort_key
 from engine.core.types import BoolArray, Float32Array, Int32Array, Int64Array, RaggedRows
 from engine.models.tiles import product
 
 _ask: Any = prefetch  # to a type checker a call of an intrinsic never returns
 
-_SAMPLE = 256
-"""Scores that the least one of the best is estimated from."""
+_SPARE = 1.1
+"""Entries that are looked at, for each that queries before had use for."""
 
 
 class Ranker:
@@ -38,6 +39,8 @@ class Ranker:
         self._items = items
         self._fresh = np.empty((0, dimension), np.float32)
         self._fresh_bias = np.empty(0, np.float32)
+        # Entries of lists that it took for each item found: it says how long a query takes, never what it finds.
+        self._taken = np.ones(1)
 
     def put(self, rows: Int32Array, vectors: Float32Array, bias: Float32Array) -> None:
         """Take vectors float32[m, e] and biases float32[m] of items that the build did not know, each once."""
@@ -81,7 +84,7 @@ class Ranker:
         offsets = np.empty(k.size + 1, np.int64)
         arguments = (
             users, paths, logs, k, *lists.state, self._items, self._fresh, self._fresh_bias, available,
-            sealed(excluded.rows), excluded.offsets, rerank, rows, scores, places, offsets,
+            sealed(excluded.rows), excluded.offsets, rerank, self._taken, rows, scores, places, offsets,
         )  # fmt: skip
         whole = _best(*arguments)
         return CandidateBatch(rows[:whole], scores[:whole], places[:whole], offsets)
@@ -100,22 +103,6 @@ def _product(user, table, row):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _bound(values, count, wanted, sample):  # type: ignore[no-untyped-def]
-    """Return a number that about `wanted` of float32[count or more] reach, drawn from a sample; -inf: all do."""
-    if 3 * wanted >= 2 * count:
-        return np.float32(-np.inf)
-    bits = values.view(np.uint32)
-    size = min(count, sample.size)
-    for at in range(size):
-        sample[at] = sort_key(bits[at * count // size], 0)
-    take = wanted * size // count + 1
-    select_top(sample, size, take)
-    one = np.empty(1, np.uint32)
-    one[0] = bits_of(sample[take - 1])
-    return one.view(np.float32)[0]
-
-
-@njit(nogil=True, cache=True)
 def _find(met, mask, row):  # type: ignore[no-untyped-def]
     """Return where a row stands in an open-addressing table of int32, or the empty place where it would (-1)."""
     at = spread(row) & mask
@@ -125,14 +112,37 @@ def _find(met, mask, row):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
+def _sorted(lines, count):  # type: ignore[no-untyped-def]
+    """As `sort_digits`, of all bits; the lower half is read only where two upper ones, the scores, are equal."""
+    here = sort_digits(lines, count, 32)
+    for i in range(1, count):
+        if lines[here, i - 1] >> np.uint64(32) == lines[here, i] >> np.uint64(32):
+            lines[0, :count] = lines[here, :count]
+            return sort_digits(lines, count, 0)
+    return here
+
+
+@njit(nogil=True, cache=True)
 def _best(  # type: ignore[no-untyped-def]
     users, paths, logs, k, table, codes, offsets, listed, ranked, scales, biases, starts, counts, added, items,
-    fresh, fresh_bias, available, excluded, excluded_offsets, rerank, rows, scores, places, out_offsets,
+    fresh, fresh_bias, available, excluded, excluded_offsets, rerank, taken, rows, scores, places, out_offsets,
 ):  # fmt: skip
     width = users.shape[1]
     beam = paths.shape[1]
     column, numbers, levels = listed.reshape(-1, 1), scales.reshape(-1, 1), biases.reshape(-1, 1)
-    place_at = np.empty((paths.shape[0], beam), np.int64)
+    flags, lattice, starting = available.reshape(-1, 1), table.reshape(-1, 1), offsets.reshape(-1, 1)
+    place_at = np.empty(paths.shape, np.int64)
+    # What lies anywhere in memory is on its way before the first of it is read: here, and again further down.
+    if table.size:
+        for m in range(paths.shape[0]):
+            for b in range(beam):
+                _ask(lattice, paths[m, b], 0)
+    for m in range(paths.shape[0]):
+        for b in range(beam):
+            place = place_of(paths[m, b], table, codes)
+            place_at[m, b] = place
+            if place >= 0:
+                _ask(starting, place, 0)
     longest = forbidden = 1
     m = 0
     for q in range(k.size):
@@ -140,8 +150,7 @@ def _best(  # type: ignore[no-untyped-def]
             continue
         entries = 0
         for b in range(beam):
-            place = place_of(paths[m, b], table, codes)
-            place_at[m, b] = place
+            place = place_at[m, b]
             if place >= 0:
                 entries += offsets[place + 1] - offsets[place]
                 if added.size:  # what nobody published costs no look into memory
@@ -159,7 +168,7 @@ def _best(  # type: ignore[no-untyped-def]
         np.empty(longest, np.int32),
     )
     passed = np.empty(longest, np.int32)
-    keys, sample = np.empty((2, longest), np.uint64), np.empty(_SAMPLE, np.uint64)
+    keys = np.empty((2, longest), np.uint64)
     bits = values.view(np.uint32)
     user = np.zeros(ranked.shape[1], np.float32)
     written = 0
@@ -170,7 +179,6 @@ def _best(  # type: ignore[no-untyped-def]
         if wanted > 0:
             whole = users[m]
             user[:width] = whole
-            # The lists lie anywhere in memory: all of them are on their way before the first is read.
             for b in range(beam):
                 place = place_at[m, b]
                 if place >= 0:
@@ -207,13 +215,12 @@ def _best(  # type: ignore[no-untyped-def]
                         row_at[n], of[n] = added[i], b
                         n += 1
             # An item may be there several times: more than the best are looked at.
-            several = 2 * wanted + 16
+            several = int(_SPARE * taken[0] * wanted) + 16
             while True:
-                bound = _bound(values, n, several, sample)
-                reached = 0
-                for i in range(n):  # no branch: nobody could guess it
-                    passed[reached] = i
-                    reached += values[i] >= bound
+                bound = bound_of(values, n, several) if several < n else np.float32(-np.inf)
+                reached = reaching(values, 0, n, bound, passed)
+                for i in range(reached):
+                    _ask(flags, row_at[passed[i]], 0)
                 forbids = excluded_offsets[q + 1] - excluded_offsets[q]
                 size = 2
                 while size < 2 * (reached + forbids):
@@ -234,11 +241,13 @@ def _best(  # type: ignore[no-untyped-def]
                 if found >= wanted or bound == np.float32(-np.inf):
                     break
                 several *= 4
+            if found:
+                taken[0] += (reached / found - taken[0]) / 8
             for i in range(found):
                 entry = passed[i]
                 values[entry] += np.float32(0)  # -0 has no place of its own
                 keys[0, i] = ~sort_key(bits[entry], row_at[entry])
-            best = keys[sort_digits(keys, found, 0)]
+            best = keys[_sorted(keys, found)]
             take = found if found < wanted else wanted
             for rank in range(take):
                 row = row_of(~best[rank])

@@ -24,7 +24,7 @@ from engine.models.codebook import Codebook, sizes_of
 from engine.models.encoded import Encoded
 from engine.models.features import Encoder, load_encoded, save_encoded
 from engine.models.spec import ModelSpec, Towers
-from engine.models.vq_spec import VqSpec
+from engine.models.vq_spec import PUBLISHED, VqSpec
 
 
 class Bundle:
@@ -36,6 +36,7 @@ class Bundle:
         item_keys: int64[items], the key of each item's id.
         user_encoder, item_encoder: how rows are encoded.
         users, items: all rows of the build's catalogue, encoded.
+        published: int64[m], keys of the items published since that a trainer has rows of; none after a build.
     """
 
     def __init__(self, arrays: Mapping[str, AnyArray]) -> None:
@@ -63,6 +64,15 @@ class Bundle:
         self.list_bias: Float32Array = _array(arrays, "lists.bias", np.float32, items)
         if self.debiases:
             self.secondary: Int32Array = _array(arrays, "secondary", np.int32, k)
+        self.published: Int64Array = arrays.get(f"{PUBLISHED}keys", np.empty(0, np.int64))
+        if self.published.size and spec.rank != "none":
+            m, e, tasks = self.published.size, spec.rank_dimension, len(spec.tasks)
+            self.published_vectors: Float32Array = _array(
+                arrays, f"{PUBLISHED}rank.item_vectors", np.float32, m, e
+            )
+            self.published_bias: Float32Array = _array(
+                arrays, f"{PUBLISHED}rank.item_bias", np.float32, m, tasks
+            )
         self._check_lists()
 
     def _check_lists(self) -> None:

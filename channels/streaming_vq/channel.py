@@ -21,6 +21,7 @@ from channels.streaming_vq.options import StreamingVqOptions
 from engine.core.candidates import CandidateBatch, FanOut, TriggerKind
 from engine.core.channel import BuildContext, Channel, LoadContext
 from engine.core.errors import SnapshotError, StateUnavailableError
+from engine.core.int_table import IntTable
 from engine.core.query import QueryBatch
 from engine.core.types import AnyArray, BoolArray, Float32Array, Int32Array
 from engine.models.debiased import debiased
@@ -56,6 +57,10 @@ class StreamingVq(Channel):
         self._groups: Int32Array = np.full(spec.tower.items + 1, -1, np.int32)
         if model.debiases:
             self._groups[1:] = np.where(model.assignment < 0, -1, model.secondary[model.assignment])
+        self._published = IntTable()
+        self._published.put(
+            np.ascontiguousarray(model.published), np.arange(model.published.size, dtype=np.int32)
+        )
         # What a trainer has said of items published since: it knows them better than what is known of them says.
         self._told: set[int] = set()
         # An evaluation asks from several threads; while serving there is one.
@@ -175,6 +180,11 @@ class StreamingVq(Channel):
         vectors = self._item_tower.vectors(encoded)
         if self._rank is not None:
             self._rank.put(rows, vectors)
+            at = self._published.get(np.ascontiguousarray(self._columns.keys[rows]))
+            learnt = at >= 0
+            if learnt.any():
+                model, at = self._model, at[learnt]
+                self._rank.put_learnt(rows[learnt], model.published_vectors[at], model.published_bias[at])
         untold = np.array([row not in self._told for row in rows.tolist()], np.bool_)
         rows, vectors = rows[untold], vectors[untold]
         if rows.size:

@@ -22,11 +22,12 @@ import numpy as np
 from numba import njit
 
 from channels.streaming_vq.lists import ClusterLists, next_entry, row_at
-from engine.ann.kernels import bits_of, prefetch
+from engine.ann.kernels import prefetch
 from engine.ann.lists import in_bytes
+from engine.core.bounds import bound_of, reaching
 from engine.core.hashing import spread
 from engine.core.sealed import sealed
-from engine.core.select import select_top, sort_digits, sort_key
+from engine.core.select import sort_digits, sort_key
 from engine.core.types import BoolArray, Float32Array, Int64Array, RaggedRows
 from engine.models.tiles import multiply
 
@@ -149,23 +150,16 @@ class Merger:
 
 
 @njit(nogil=True, cache=True)
-def _bound(line, heads, wanted, sample, one, bits):  # type: ignore[no-untyped-def]
+def _bound(keys, wanted, sample):  # type: ignore[no-untyped-def]
     """Return a number that about `wanted` clusters' keys reach; `_LOWEST`: all of them that have items."""
-    clusters = heads.size
-    if wanted >= clusters:
-        return _LOWEST
-    step = max(1, clusters // _SAMPLE)
+    step = max(1, keys.size // _SAMPLE)
     count = 0
-    for k in range(0, clusters, step):
-        one[0] = line[k] + heads[k]
-        sample[count] = sort_key(bits[0], 0)
-        count += 1
+    for k in range(0, keys.size, step):
+        if keys[k] >= _LOWEST:
+            sample[count] = keys[k]
+            count += 1
     take = max(1, wanted // step)
-    if take >= count:
-        return _LOWEST
-    select_top(sample, count, take)
-    bits[0] = bits_of(sample[take - 1])
-    return one[0]
+    return bound_of(sample, count, take) if take < count else _LOWEST
 
 
 @njit(nogil=True, cache=True)
@@ -176,7 +170,7 @@ def _merge(  # type: ignore[no-untyped-def]
     """Return how many chunks there is room needed for; only where there is as much is everything written."""
     clusters = heads.size
     column, pairs = base_biases.reshape(-1, 1), ints.reshape(-1, 2)
-    sample = np.empty(2 * _SAMPLE, np.uint64)
+    sample, keys = np.empty(2 * _SAMPLE, np.float32), np.empty(clusters, np.float32)
     one = np.empty(1, np.float32)
     bits = one.view(np.uint32)
     longest = 0
@@ -206,13 +200,12 @@ def _merge(  # type: ignore[no-untyped-def]
         m += 1
         whole = most // chunk + 1
         wanted = int(ENTER * used[0] * whole) + 16
+        for k in range(clusters):
+            keys[k] = line[k] + heads[k]
         count = reach = 0
         while True:
-            bound = _bound(line, heads, wanted, sample, one, bits)
-            reach = 0
-            for k in range(clusters):  # no branch: nobody could guess it
-                passed[reach] = k
-                reach += line[k] + heads[k] >= bound
+            bound = _bound(keys, wanted, sample)
+            reach = reaching(keys, 0, clusters, bound, passed)
             # The lists lie anywhere in memory: all are on their way before the first is read.
             room = 0
             for i in range(reach):

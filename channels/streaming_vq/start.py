@@ -13,7 +13,7 @@ from engine.core.types import AnyArray, Int64Array
 from engine.models.cluster_lists import PREFIX
 from engine.models.features import Encoder, moved_codes
 from engine.models.spec import Side
-from engine.models.vq_spec import VqSpec
+from engine.models.vq_spec import PUBLISHED, VqSpec
 
 OTHER_MODEL = (
     "{channel}: the last model is another one ({what}), so it cannot be trained on; build with mode full"
@@ -33,8 +33,8 @@ def carried_over(
 ) -> dict[str, AnyArray]:
     """Return the last training's arrays in the shapes of the new one.
 
-    Of tables each value keeps its row, found by its id or string; what is new begins as code 0, and in no cluster. The
-    clusters stay as they are.
+    Of tables each value keeps its row, found by its id or string; what is new begins as code 0, and in no cluster. An
+    item that a trainer has met since, while it followed, keeps the row that it got there. The clusters stay as they are.
 
     Args:
         channel: its name, for errors.
@@ -77,6 +77,12 @@ def carried_over(
     for table in (*tables, *_TABLES):
         if table in start:
             start[table] = start[table][codes]
+    # What was published since the last build, and is in this one, goes on from what the trainer learnt of it.
+    places = moved_codes(item_keys, previous.published)[1:] - 1
+    late = np.flatnonzero(places >= 0)
+    for name in start:
+        if PUBLISHED + name in arrays and late.size:
+            start[name][1 + late] = arrays[PUBLISHED + name][places[late]]
     # Code 0 is nobody: in no cluster, and with the bias of whoever is not known.
     start["assignment"] = np.append(np.int32(-1), previous.assignment)[codes[1:]].astype(np.int32)
     start["item_bias"] = np.append(previous.code_bias[0], previous.item_bias)[codes[1:]].astype(np.float32)

@@ -3,12 +3,16 @@
 The comparison cuts a data set as `recall eval` does and asks all three channels for the same users; streaming VQ is asked
 with rank lists of several lengths: as many items as Deep Retrieval's beams reach, parts of these, and its own option. The
 ablations train the index model alone, of item ids and no other feature, and rank all items by u . Q(v) + v_bias.
+
+Streaming VQ reads the log in order of time. The other two are trained both ways: in that order, which is the same task,
+and shuffled, as a nightly build of theirs is.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import mean, stdev
 from typing import Any
 
@@ -25,6 +29,7 @@ from engine.data.events import EventLog
 from engine.data.snapshot import SnapshotStore
 from engine.models.codebook import balance_of
 from engine.models.encoded import Encoded, EncodedUsers
+from engine.models.options import Order
 from engine.models.spec import ITEM_ID, Feature, ModelSpec, Towers
 from engine.models.towers import ItemTower, UserTower
 from engine.models.vq_spec import VqSpec
@@ -42,6 +47,12 @@ PARTS_OF_PATHS = (0.1, 1 / 3, 1.0)
 USERS = 256
 """Users who are ranked at once."""
 
+ORDERS: tuple[Order, Order] = ("time", "shuffled")
+"""Orders in which the passes of the other two channels are done."""
+
+DRAW = 0
+"""Seed of the drawing of users."""
+
 ABLATIONS: dict[str, dict[str, Any]] = {
     "all of it": {},
     "the paper's rules: no crowding": {"crowding": 0.0},
@@ -55,6 +66,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "L_sim besides": {"similarity_weight": 1.0},
     "no bias": {"bias": False},
     "no candidate stream": {"candidate_share": 0.0},
+    "no replay": {"replay": 0.0},
+    "as many replayed as new, memory of 50,000": {"replay": 1.0, "memory": 50_000},
     "as many candidates as impressions": {"candidate_share": 1.0},
 }
 """What is changed in the table `training`, by what it is called."""
@@ -70,6 +83,7 @@ def compare(
     store: SnapshotStore,
     progress: Progress,
     threads: int = 1,
+    users: int | None = None,
 ) -> dict[str, Any]:
     """Train, or find trained, the three channels, and ask them.
 
@@ -82,10 +96,12 @@ def compare(
         store: where trained models are cached.
         progress: told how far it is.
         threads: cores to use.
+        users: as of `drawn_users`; None: all.
 
     Returns:
-        `rows`, each with `channel`, `rank_list` (mean items that are ranked; None where all are, or a graph is walked),
-        `recall@K` and `tail@K` and their deviations `_sd`, n - 1; `balance` of streaming VQ's clusters; `statement`.
+        `rows`, each with `channel`, `order` (of its pass), `rank_list` (mean items that are ranked; 0 where all are, or a
+        graph is walked), `recall@K` and `tail@K` and their deviations `_sd`, n - 1; `balance` of streaming VQ's
+        clusters; `statement`.
 
     Raises:
         ConfigError: a channel is not declared, or has no training.
@@ -96,10 +112,11 @@ def compare(
                 f"the comparison needs the channel {name!r}, and it is not declared", "channels"
             )
     catalogue = Catalogue.from_dataset(dataset)
-    events = EventLog.read(dataset, catalogue)
+    events = drawn_users(EventLog.read(dataset, catalogue), users)
+    fingerprint = dataset.fingerprint() + ("" if users is None else f", {users} users")
     split = cut(config, events, protocol, part)
     tail = long_tail(split.learnt)
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    found: dict[tuple[str, Order, str], list[dict[str, float]]] = {}
     balances: list[dict[str, float]] = []
     for seed in seeds or (None,):
         mine = config if seed is None else with_seed(config, [VQ, PATHS, VECTORS], seed)
@@ -109,7 +126,7 @@ def compare(
                 changed,
                 catalogue,
                 split,
-                dataset.fingerprint(),
+                fingerprint,
                 [name],
                 store,
                 progress,
@@ -119,18 +136,22 @@ def compare(
             remember(store, built.snapshots)
             return built
 
-        def ask(name: str, label: str, ranked: float | None, built: World) -> None:
+        def ask(name: str, order: Order, label: str, ranked: float | None, built: World) -> None:
             base = next(iter(config.scenes.values()))
             lists = built.lists(scene_of(base, [name], max(at)), split.users, max(at), threads)
             metrics = ranking_metrics(lists, split.truth, len(catalogue.items), at)
             metrics |= tail_recall(lists, split.truth, tail, at)
             kept = {key: value for key, value in metrics.items() if key.startswith(("recall", "tail"))}
-            found.setdefault((name, label), []).append(kept | {"rank_list": ranked or 0.0})
+            found.setdefault((name, order, label), []).append(kept | {"rank_list": ranked or 0.0})
 
-        ask(VECTORS, "", None, world_of(VECTORS, mine))
-        paths = world_of(PATHS, mine)
-        reached = _reached(paths, store, split)
-        ask(PATHS, "", reached, paths)
+        lists: dict[Order, float] = {}
+        for name in (VECTORS, PATHS):
+            for order in ORDERS:
+                built = world_of(name, _in_order(mine, name, order))
+                if name == PATHS:
+                    lists[order] = _reached(built, store, split)
+                ask(name, order, "", lists[order] if name == PATHS else None, built)
+        reached = lists[ORDERS[0]]
         own = int(mine.channels[VQ].model_dump()["rank_list"])
         lengths = {
             f"{each:.2g} of Deep Retrieval's": max(1, round(each * reached)) for each in PARTS_OF_PATHS
@@ -138,14 +159,17 @@ def compare(
         for label, length in {**lengths, "the option's": min(own, len(catalogue.items))}.items():
             changed = mine.with_channel_options({VQ: {"rank_list": length}})
             built = world_of(VQ, changed)
-            ask(VQ, label, length, built)
+            ask(VQ, "time", label, length, built)
         assignment = store.open(VQ, built.snapshots[VQ], verify=False).arrays["assignment"]
         clusters = int(mine.channels[VQ].model_dump()["clusters"])
         balances.append(_balance(assignment, clusters))
     return circumstances() | {
         "statement": split.statement, "protocol": protocol, "part": part, "users": int(split.users.size),
         "items": len(catalogue.items), "seeds": list(seeds), "at": list(at),
-        "rows": [{"channel": name, "label": label} | _mean(each) for (name, label), each in found.items()],
+        "rows": [
+            {"channel": name, "order": order, "label": label} | _mean(each)
+            for (name, order, label), each in found.items()
+        ],
         "balance": _mean(balances),
     }  # fmt: skip
 
@@ -160,6 +184,7 @@ def ablate(
     names: Sequence[str],
     progress: Progress,
     threads: int = 1,
+    users: int | None = None,
 ) -> dict[str, Any]:
     """Train the index model once per row and seed, and count what it finds and how even its clusters are.
 
@@ -185,7 +210,7 @@ def ablate(
     if VQ not in config.channels:
         raise ConfigError(f"needs the channel {VQ!r}, and it is not declared", "channels")
     catalogue = Catalogue.from_dataset(dataset)
-    split = cut(config, EventLog.read(dataset, catalogue), protocol, part)
+    split = cut(config, drawn_users(EventLog.read(dataset, catalogue), users), protocol, part)
     known, tail = split.known, long_tail(split.learnt)
     options: Any = config.channels[VQ]
     spec = _bare_spec(options, known.items)
@@ -199,13 +224,13 @@ def ablate(
             made = train_streaming(spec, training, data, progress, threads=threads)
             seconds = time.process_time() - began
             arrays = made.arrays
-            users = UserTower.load(spec.tower, arrays).vectors(_histories(split, spec))
+            queries = UserTower.load(spec.tower, arrays).vectors(_histories(split, spec))
             items = ItemTower.load(spec.tower, arrays).vectors(data.items)
             record: dict[str, float] = {}
             for label, vectors in (
                 ("", arrays["codebook.vectors"][arrays["assignment"]]), ("exact_", items),
             ):  # fmt: skip
-                lists = _ranked(users, vectors, arrays["item_bias"], split, max(at))
+                lists = _ranked(queries, vectors, arrays["item_bias"], split, max(at))
                 metrics = ranking_metrics(lists, split.truth, known.items, at)
                 metrics |= tail_recall(lists, split.truth, tail, at)
                 record |= {
@@ -224,6 +249,33 @@ def ablate(
         "statement": split.statement, "protocol": protocol, "part": part, "users": int(split.users.size),
         "items": known.items, "clusters": spec.clusters, "seeds": list(seeds), "at": list(at), "rows": rows,
     }  # fmt: skip
+
+
+def drawn_users(events: EventLog, count: int | None) -> EventLog:
+    """Return the events of so many users, drawn once for all; of all where there are not more, or `count` is None.
+
+    Items stay, those too that none of these users likes.
+    """
+    there = np.unique(events.users)
+    if count is None or count >= there.size:
+        return events
+    drawn = np.random.default_rng(DRAW).permutation(there)[:count]
+    kept = np.isin(events.users, drawn)
+    return replace(
+        events,
+        users=events.users[kept],
+        items=events.items[kept],
+        kinds=events.kinds[kept],
+        timestamps=events.timestamps[kept],
+        splits=None if events.splits is None else events.splits[kept],
+        ratings=None if events.ratings is None else events.ratings[kept],
+    )
+
+
+def _in_order(config: Config, name: str, order: Order) -> Config:
+    """Return the configuration with the passes of a channel's training in another order."""
+    training: Any = config.channels[name].model_dump(exclude_unset=True).get("training", {})
+    return config.with_channel_options({name: {"training": {**training, "order": order}}})
 
 
 def _reached(world: World, store: SnapshotStore, split: Split) -> float:

@@ -151,6 +151,7 @@ def _say_progress(told: Told) -> None:
         f"({told.waiting:,} waiting)  {told.steps:,} steps  loss {told.loss:.3f}  "
         f"{told.assignments_per_second:,.0f} assignments/s  {told.pending:,} impressions wait for rewards"
         + (f"  {told.unknown:,} of unknown items" if told.unknown else "")
+        + (f"  {told.crowded_out:,} items without embeddings of their own" if told.crowded_out else "")
         + (f"  release {told.release}" if told.release else ""),
         flush=True,
     )

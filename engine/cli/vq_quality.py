@@ -39,6 +39,12 @@ def bench_vq_quality(
     rows: Annotated[
         str | None, typer.Option(help="Which ablations, with semicolons between them. Default: all.")
     ] = None,
+    users: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Only so many users, drawn at random, the same ones each time. Default: all."
+        ),
+    ] = None,
     params: ParamsOption = None,
     config: ConfigOption = None,
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Cores to use.")] = 1,
@@ -64,10 +70,12 @@ def bench_vq_quality(
         how = protocol_of(dataset, protocol)
         if ablations:
             names = [] if rows is None else [name.strip() for name in rows.split(";") if name.strip()]
-            report = ablate(loaded, dataset, how, part_of(part), cuts, drawn, names, progress, threads)
+            report = ablate(loaded, dataset, how, part_of(part), cuts, drawn, names, progress, threads, users)
         else:
             store = cached_store(cache or console.cache_folder() / "evaluations", dataset.fingerprint())
-            report = compare(loaded, dataset, how, part_of(part), cuts, drawn, store, progress, threads)
+            report = compare(
+                loaded, dataset, how, part_of(part), cuts, drawn, store, progress, threads, users
+            )
     if as_json:
         print_json(report)
         return
@@ -119,10 +127,12 @@ def _show(report: Mapping[str, Any], ablations: bool) -> None:
     out.print(f"{report['protocol']}, {report['part']}: {report['statement']}.", soft_wrap=True)
     found = [f"{metric}@{k}" for k in report["at"] for metric in ("recall", "tail")]
     if not ablations:
-        table = console.table("channel", ("items ranked", "right"), *((name, "right") for name in found))
+        table = console.table(
+            "channel", "order", ("items ranked", "right"), *((name, "right") for name in found)
+        )
         for row in report["rows"]:
             ranked = f"{row['rank_list']:,.0f}" if row["rank_list"] else ""
-            table.add_row(row["channel"], ranked, *(cell(row, name) for name in found))
+            table.add_row(row["channel"], row["order"], ranked, *(cell(row, name) for name in found))
         out.print(table)
         balance = report["balance"]
         out.print(

@@ -20,7 +20,10 @@ Where this deviates:
   is multiplied by max(n_k / mean(n), 1)^`crowding`, n_k the items that are in the cluster now: a cluster that has more
   than its part seems farther. That is the count in the distance of frequency-sensitive competitive learning (Ahalt et al.
   1990), of items, not of wins, and above the mean only. n follows items as they move, a few at a time (`ROUND`): looked
-  at less often, whole clusters swing from one place to another and back.
+  at less often, whole clusters swing from one place to another and back, and a cluster that seems near takes all of a
+  round.
+- With it r of eq. 10 does not fall below `NEAREST`. The candidate stream moves no counter, so that a cluster that counts
+  next to nothing would be the nearest of all to each item in turn, from wherever it comes, and crowded or not.
 
 Where the paper leaves room:
 
@@ -52,11 +55,14 @@ ROWS = 64
 TERMS = 4
 """Rows, and terms of the sums, that `products` takes at once."""
 
-ROUND = 4
+ROUND = 16
 """Items that are put into clusters between two looks at how many each has: one for so many clusters."""
 
 LEAST_ROUND = 16
 """The same, at least."""
+
+NEAREST = 0.2
+"""With `crowding`: a cluster that counts little seems so much nearer, at most."""
 
 FLOOR = 1e-6
 """Least counter of a cluster, as a part of the mean counter."""
@@ -307,8 +313,8 @@ def discount(counts, sizes, boost, crowding, discounts):  # type: ignore[no-unty
     mean = max(items / clusters, 1.0)
     for k in range(clusters):
         r = min(boost * counts[k] * clusters / weight, 1.0) if boost > 0 else 1.0
-        if crowding > 0 and sizes[k] > mean:
-            r *= (sizes[k] / mean) ** crowding
+        if crowding > 0:
+            r = max(r, NEAREST) * max(sizes[k] / mean, 1.0) ** crowding
         discounts[k // width, k % width] = np.float32(r)
 
 

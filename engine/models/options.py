@@ -14,6 +14,7 @@ Loss: TypeAlias = Literal[
 NegativeSource: TypeAlias = Literal["in_batch", "popular", "cluster", "reject", "interpolated"]
 Mask: TypeAlias = Literal["random", "dropout", "complementary", "information"]
 Mode: TypeAlias = Literal["full", "resume", "incremental"]
+Order: TypeAlias = Literal["shuffled", "time"]
 
 LISTWISE: tuple[Loss, ...] = ("softmax", "full_softmax", "user_softmax")
 """Losses that compare one positive with all negatives at once."""
@@ -87,6 +88,9 @@ class TrainingOptions(Options):
     history: Literal["auto", "past", "others", "whole"] = "auto"
     """What an example's user did: the `past` of the positive, all `others` of the user's items, or with `user_softmax`
     the `whole`, the positive too; `auto` takes the past where the data has times, but for `user_softmax`."""
+
+    order: Order = "shuffled"
+    """`time`: pairs are learnt oldest first, as a stream comes; `shuffled`: anew in each pass."""
 
     hot_threshold: float = Field(default=0.0, ge=0, le=1)
     """Positives of items of a larger share f of the log are kept with probability sqrt(this / f); 0: all are kept."""

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from engine.core.options import Options
+from engine.models.options import Order
 
 
 class PathTrainingOptions(Options):
@@ -30,6 +31,9 @@ class PathTrainingOptions(Options):
 
     horizon: int = Field(default=1, ge=1, le=1000)
     """The label of an example is drawn among this many of the user's next items; 1: it is the next one."""
+
+    order: Order = "shuffled"
+    """`time`: pairs are learnt oldest first, as a stream comes; `shuffled`: anew in each pass."""
 
     learning_rate: float = Field(default=0.002, gt=0, le=10)
     """Step size."""

@@ -32,11 +32,12 @@ import numpy as np
 from numba import njit
 from pydantic import Field, model_validator
 
+from engine.core.bounds import bound_of, reaching
 from engine.core.options import Options
-from engine.core.select import row_of, select_top, sort_key
+from engine.core.select import row_of, select_top, sort_digits, sort_key
 from engine.core.types import AnyArray, Float32Array, Float64Array, Int64Array
-from engine.models.dense import dense, dot
-from engine.models.tiles import multiply, wide, widened
+from engine.models.dense import dense
+from engine.models.tiles import multiply, soften, wide, widened
 from engine.models.towers import Weights
 
 MOST_PATHS = 2**62
@@ -107,7 +108,9 @@ class PathModel:
             for d in range(spec.depth - 1)
         ]
         users = np.zeros((e, spec.depth * room), np.float32)
-        bias = np.zeros(spec.depth * room, np.float32)
+        # What fills up the width that a softmax reads counts for nothing in it.
+        nothing = -np.inf
+        bias = np.full(spec.depth * room, 0 if spec.hidden else nothing, np.float32)
         parts: list[AnyArray] = []
         plan = np.zeros((spec.depth, 2), np.int64)
         written = 0
@@ -134,7 +137,7 @@ class PathModel:
             plan[d, 1] = written
             for weight, own in linears[1:]:
                 put(wide(wide(weight).T))
-                put(wide(own))
+                put(wide(own, nothing if weight is linears[-1][0] else 0))
         widths = np.array([widened(out) for _, out in spec.linears(0)], np.int64)
         flat = np.concatenate([*parts, np.empty(0, np.float32)])
         self._arguments = (users, bias, flat, plan, widths, spec.width)
@@ -169,141 +172,36 @@ class PathModel:
 
 
 @njit(nogil=True, cache=True)
-def _largest(row):  # type: ignore[no-untyped-def]
-    """Return the largest of float32[m], four at a time."""
-    a0 = a1 = a2 = a3 = row[0]
-    whole = row.size - row.size % 4
-    for j in range(0, whole, 4):
-        a0 = row[j] if row[j] > a0 else a0
-        a1 = row[j + 1] if row[j + 1] > a1 else a1
-        a2 = row[j + 2] if row[j + 2] > a2 else a2
-        a3 = row[j + 3] if row[j + 3] > a3 else a3
-    for j in range(whole, row.size):
-        a0 = row[j] if row[j] > a0 else a0
-    return max(max(a0, a1), max(a2, a3))
-
-
-@njit(nogil=True, cache=True, fastmath={"contract"})
-def _exponentials(x, powers):  # type: ignore[no-untyped-def]
-    """Write exp of float32[m], none above 0, as x[j] times the float32 whose bits are powers[j].
-
-    That is a polynomial of degree 6 in what is left of x beside a power of 2, at most log(2) / 2 (relative error below
-    3e-7), in a form that the compiler vectorises; a call of the library's per number takes several times as long.
-    """
-    for j in range(x.size):
-        y = x[j] if x[j] > np.float32(-87) else np.float32(-87)
-        power = np.int32(y * np.float32(1.44269504) - np.float32(0.5))
-        y = y - np.float32(power) * np.float32(0.693359375) + np.float32(power) * np.float32(2.12194440e-4)
-        z = np.float32(1 / 720) * y + np.float32(1 / 120)
-        z = z * y + np.float32(1 / 24)
-        z = z * y + np.float32(1 / 6)
-        z = z * y + np.float32(0.5)
-        z = z * y + np.float32(1)
-        x[j] = z * y + np.float32(1)
-        powers[j] = (power + np.int32(127)) << np.int32(23)
-
-
-@njit(nogil=True, cache=True)
-def _continued(logits, parents, worst, terms, scales, powers, likeliest):  # type: ignore[no-untyped-def]
-    """Turn rows of float32[n, m or more] into the logs of their softmax plus their parents' logs, in place.
-
-    No child is above its parent, whatever was rounded. A row whose likeliest child is below `worst` is left half done.
-
-    Args:
-        logits: the rows; what is behind the m columns becomes -inf.
-        parents: float32[n].
-        worst: float32, of what matters.
-        terms: float32[m]; scales: float32[m], whose bits are powers: int32[m]. Overwritten.
-        likeliest: float32[n], filled: each row's largest.
-    """
-    width = terms.size
-    for r in range(logits.shape[0]):
-        row = logits[r, :width]
-        largest = _largest(row)
-        for j in range(width):
-            row[j] -= largest
-            terms[j] = row[j]
-        _exponentials(terms, powers)
-        # One of the terms is exp(0): the sum is no less than 1.
-        total = np.log(max(dot(terms, scales), np.float32(1)))
-        parent = parents[r]
-        likeliest[r] = parent + (np.float32(0) - total)
-        if likeliest[r] >= worst:
-            for j in range(width):
-                row[j] = parent + (row[j] - total)
-            logits[r, width:] = np.float32(-np.inf)
-
-
-@njit(nogil=True, cache=True)
-def _bound(scores, keep, tops):  # type: ignore[no-untyped-def]
-    """Return what at least `keep` of float32[n] are not below: the least of the largest of `keep` groups.
-
-    Args:
-        scores: of which there are no fewer than `keep`.
-        keep: how many matter.
-        tops: float32[keep or more], overwritten.
-    """
-    for g in range(keep):
-        tops[g] = scores[g]
-    for begin in range(keep, scores.size - keep + 1, keep):
-        part = scores[begin : begin + keep]
-        for g in range(keep):
-            tops[g] = part[g] if part[g] > tops[g] else tops[g]
-    least = tops[0]
-    for g in range(1, keep):
-        least = min(least, tops[g])
-    return least
-
-
-@njit(nogil=True, cache=True)
-def _score_bits(key):  # type: ignore[no-untyped-def]
-    """Return the bits of the score in a key of `sort_key`."""
-    ordered = np.uint32(key >> np.uint64(32))
-    if ordered & np.uint32(0x80000000):
-        return np.uint32(ordered & np.uint32(0x7FFFFFFF))
-    return np.uint32(~ordered)
-
-
-@njit(nogil=True, cache=True)
-def _least(keys, count, keep):  # type: ignore[no-untyped-def]
-    """Cut keys back to the `keep` largest of keys[:count] and return the least of those."""
-    if count > keep:
-        select_top(keys, count, keep)
-    least = keys[0]
-    for at in range(1, keep):
-        least = min(least, keys[at])
-    return least
-
-
-@njit(nogil=True, cache=True)
-def _first_hidden(base, tables, nodes, depth, out):  # type: ignore[no-untyped-def]
+def _first_hidden(base, tables, nodes, begin, depth, rectify, out):  # type: ignore[no-untyped-def]
     """Set each row of `out` to what the first Linear makes of a path: the user's row and a row per node, summed.
 
     Args:
         base: float32[w], of the user.
         tables: float32[depth * K, w], the rows of the nodes of each layer before.
-        nodes: int64[n, D], of which `depth` count.
+        nodes: int64[n, D], of which `depth` count; from the path `begin` on.
         depth: layers before.
+        rectify: whether a ReLU follows.
         out: float32[n, w].
     """
     width = 0 if depth == 0 else tables.shape[0] // depth
     for r in range(out.shape[0]):
-        y = out[r]
-        for c in range(y.size):
-            y[c] = base[c]
+        for c in range(out.shape[1]):
+            out[r, c] = base[c]
         for j in range(depth):
-            row = tables[j * width + nodes[r, j]]
-            for c in range(y.size):
-                y[c] += row[c]
+            row = j * width + nodes[begin + r, j]
+            for c in range(out.shape[1]):
+                out[r, c] += tables[row, c]
+        if rectify:
+            for c in range(out.shape[1]):
+                out[r, c] = out[r, c] if out[r, c] > np.float32(0) else np.float32(0)
 
 
 @njit(nogil=True, cache=True)
 def _rectify(x):  # type: ignore[no-untyped-def]
     """Set what is below 0 in float32[n, m] to 0."""
     for r in range(x.shape[0]):
-        row = x[r]
-        for c in range(row.size):
-            row[c] = row[c] if row[c] > np.float32(0) else np.float32(0)
+        for c in range(x.shape[1]):
+            x[r, c] = x[r, c] if x[r, c] > np.float32(0) else np.float32(0)
 
 
 @njit(nogil=True, cache=True)
@@ -314,7 +212,8 @@ def _beam(users, first, bias, flat, plan, widths, width, paths, logs):  # type: 
         users: float32[n, e].
         first: float32[e, D w], the parts of the first Linears that read the user, layer after layer; bias: float32[D w].
         flat: float32[...], per layer d the tables of its d nodes, [K, w] each, then weight [in, out] and bias of each
-            further Linear. All widths here are rounded up to 16, with zeros.
+            further Linear. All widths here are rounded up to 16, with zeros; the biases of what a softmax reads, with
+            -inf.
         plan: int64[D, 2], where in `flat` the tables of each layer begin, and where its Linears.
         widths: int64[Linears], the width that each ends in, rounded up.
         width: K.
@@ -329,13 +228,10 @@ def _beam(users, first, bias, flat, plan, widths, width, paths, logs):  # type: 
     base = np.empty((n, depth * w), np.float32)
     dense(users, first, bias, base)
     read, write = np.empty(_BLOCK * widest, np.float32), np.empty(_BLOCK * widest, np.float32)
-    terms, scales = np.empty(width, np.float32), np.empty(width, np.float32)
-    powers = scales.view(np.int32)
-    keys = np.empty(2 * beam + _BLOCK * width, np.uint64)
-    tops = np.empty(beam, np.float32)
-    likeliest = np.empty(_BLOCK, np.float32)
-    score = np.empty(1, np.float32)
-    bits = score.view(np.uint32)
+    room = 2 * beam + _BLOCK * width
+    values, children = np.empty(room, np.float32), np.empty(room, np.int64)
+    bits, places = values.view(np.uint32), np.empty(room, np.int32)
+    keys = np.empty((2, room), np.uint64)
     nodes, next_nodes = np.empty((beam, depth), np.int64), np.empty((beam, depth), np.int64)
     codes, next_codes = np.empty(beam, np.int64), np.empty(beam, np.int64)
     log, next_log = np.empty(beam, np.float32), np.empty(beam, np.float32)
@@ -349,18 +245,15 @@ def _beam(users, first, bias, flat, plan, widths, width, paths, logs):  # type: 
             count = 0
             worst = np.float32(-np.inf)
             for begin in range(0, have, _BLOCK):
-                # To cut back is dear: only when there is something to cut. Any bound that is not too high will do.
-                if count >= 2 * keep:
-                    bits[0] = _score_bits(_least(keys, count, keep))
-                    count, worst = keep, score[0]
                 if count >= keep and log[begin] <= worst:
                     break
                 rows = min(_BLOCK, have - begin)
                 x = read[: rows * w].reshape((rows, w))
-                _first_hidden(base[q, d * w : (d + 1) * w], tables, nodes[begin:], d, x)
+                _first_hidden(base[q, d * w : (d + 1) * w], tables, nodes, begin, d, widths.size > 1, x)
                 at = plan[d, 1]
                 for level in range(1, widths.size):
-                    _rectify(x)
+                    if level > 1:
+                        _rectify(x)
                     inner, outer = widths[level - 1], widths[level]
                     weight = flat[at : at + inner * outer].reshape((inner, outer))
                     at += inner * outer
@@ -369,28 +262,44 @@ def _beam(users, first, bias, flat, plan, widths, width, paths, logs):  # type: 
                     at += outer
                     x = y
                     read, write = write, read
-                _continued(x, log[begin:], worst, terms, scales, powers, likeliest)
-                if begin == 0 and rows * width >= keep:
-                    worst = _bound(read[: rows * padded], keep, tops)
                 for r in range(rows):
-                    if likeliest[r] < worst:
+                    # One of the terms is exp(0): the sum is no less than 1.
+                    total = np.log(max(soften(x, r), np.float32(1)))
+                    parent = log[begin + r]
+                    if parent + (np.float32(0) - total) < worst:  # its likeliest child
                         continue
-                    row = x[r]
-                    for j in range(width):
-                        if row[j] >= worst:
-                            score[0] = row[j] + np.float32(0)  # -0 has no place of its own
-                            keys[count] = sort_key(bits[0], (begin + r) * width + j)
-                            count += 1
-            if count > keep:
-                select_top(keys, count, keep)
-            best = np.sort(keys[:keep])
+                    row = r * padded
+                    for at in range(row, row + width):
+                        read[at] = parent + (read[at] - total)
+                    for i in range(reaching(read, row, row + width, worst, places)):
+                        values[count], children[count] = (
+                            read[places[i]],
+                            (begin + r) * width + places[i] - row,
+                        )
+                        count += 1
+                # Any bound that is not too high will do.
+                if count >= 2 * keep:
+                    worst = bound_of(values, count, keep)
+                    count = reaching(values, 0, count, worst, places)
+                    if count >= 2 * keep:  # many are equal: those that came first are kept
+                        for i in range(count):
+                            keys[0, i] = sort_key(bits[places[i]], places[i])
+                        select_top(keys[0], count, keep)
+                        for i in range(keep):
+                            places[i] = row_of(keys[0, i])
+                        places[:keep].sort()
+                        count = keep
+                    for i in range(count):
+                        values[i], children[i] = values[places[i]], children[places[i]]
+            # Equal ones stay in their order, which is that of their own prefixes and then of the nodes.
+            for i in range(count):
+                keys[0, i] = ~sort_key(bits[i], i)
+            best = sort_digits(keys, count, 32)
             for rank in range(keep):
-                key = best[keep - 1 - rank]
-                child_at = np.int64(row_of(key))
-                parent_at, node = child_at // width, child_at % width
+                i = row_of(~keys[best, rank])
+                parent_at, node = children[i] // width, children[i] % width
                 next_codes[rank] = codes[parent_at] * width + node
-                bits[0] = _score_bits(key)
-                next_log[rank] = score[0]
+                next_log[rank] = values[i]
                 for j in range(d):
                     next_nodes[rank, j] = nodes[parent_at, j]
                 next_nodes[rank, d] = node

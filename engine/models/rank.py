@@ -168,6 +168,19 @@ class RankStep:
         dense(vectors, self._project, self._items[0], made)
         self._fresh[rows - self._spec.tower.items, : made.shape[1]] = made
 
+    def put_learnt(self, rows: Int32Array, vectors: Float32Array, biases: Float32Array) -> None:
+        """Take items that the build did not know, as a trainer that follows has learnt them.
+
+        Args:
+            rows: int32[m], as `put` has them.
+            vectors: float32[m, e], z.
+            biases: float32[m, T], b.
+        """
+        self.make_room(int(rows.max(initial=-1)) + 1)
+        places = rows - self._spec.tower.items
+        self._fresh[places, : vectors.shape[1]] = vectors
+        self._fresh_biases[places] = biases @ self._weights
+
     def make_room(self, rows: int) -> None:
         """Have something to rank each of the first `rows` items by, published since or not."""
         more = rows - self._spec.tower.items

@@ -60,6 +60,14 @@ class StreamingOptions(Options):
     negatives: int = Field(default=512, ge=0, le=65_536)
     """Items of the whole catalogue, drawn evenly, that every example is compared with besides those of its batch."""
 
+    replay: float = Field(default=0.5, ge=0, le=16)
+    """Impressions from memory that are learnt again per new one, against forgetting; 0: each is learnt once. They move no
+    cluster."""
+
+    memory: int = Field(default=20_000, ge=1, le=10_000_000)
+    """Impressions that are remembered, the history of each with it; once there are so many a new one takes the place of
+    one drawn at random."""
+
     auxiliary_weight: float = Field(default=1.0, ge=0, le=100)
     """Weight of L_aux, the softmax over the items' own vectors: what lets an item move by itself."""
 
@@ -81,7 +89,7 @@ class StreamingOptions(Options):
     boost: float = Field(default=5.0, ge=0, le=1000)
     """s, the disturbance: a cluster that counts less than 1 / s of the mean seems nearer than it is; 0: none does."""
 
-    crowding: float = Field(default=2.0, ge=0, le=4)
+    crowding: float = Field(default=2.5, ge=0, le=4)
     """A cluster with more items than the mean seems (items / mean)^crowding as far; 0: as in the paper, it does not."""
 
     frequency_rate: float = Field(default=0.05, gt=0, le=1)
@@ -107,6 +115,10 @@ class StreamingOptions(Options):
 
     dump_minutes: float = Field(default=5.0, gt=0, le=1440)
     """Live: how often the trainer writes a bundle that swaps in."""
+
+    spare_rows: int = Field(default=10_000, ge=0, le=10_000_000)
+    """Live: how many items published since the build get embeddings and a bias of their own, first come first served;
+    those behind them share one."""
 
     @model_validator(mode="after")
     def _tasks_differ(self) -> Self:

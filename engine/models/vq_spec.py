@@ -18,11 +18,16 @@ score of an item is u_p . Q(v) + bias (eq. 11). Towers are those of `engine/mode
 | `item_bias` | float32[n] | the bias of each item |
 | `secondary` | int32[K] | the coarser cluster that each cluster is in; with `rank = "complex"` and `dropped_clusters` |
 
+**Published since.** A trainer that follows gives m of the items published since the build a row each, in the order in
+which they came. Its bundles have `published.keys` int64[m] and, as `published.<name>`, their rows of the item tower's
+table of ids, of `bias.weight` and with a ranking step of `rank.items.weight`, `rank.bias.weight`, `rank.item_vectors`
+and `rank.item_bias`.
+
 **Ranking step.** x is the input of the first task's user tower: its fields side by side (or their sum) and its floats, as
 `engine/models/spec.py` concatenates them. p = MLP(x) by `rank.user.layers.<l>`: ReLU between layers, widths
 `rank_hidden`, then T e with `two_tower` (task by task), e with `complex`. The item's vector is
-z = `rank.items.weight`[code] + `rank.project.weight` v, stored as `rank.item_vectors`; of an item published later it is
-made with code 0. b_t is `rank.bias.weight`[code, t], stored as `rank.item_bias`.
+z = `rank.items.weight`[code] + `rank.project.weight` v, stored as `rank.item_vectors`; of an item published later,
+without a row of its own, it is made with code 0. b_t is `rank.bias.weight`[code, t], stored as `rank.item_bias`.
 
 - two_tower: the score of task t is p_t . z + b_t.
 - complex: H heads of width e / H. S is [l, e], the rows of `rank.items.weight` of the debiased history (`debiased.py`);
@@ -57,6 +62,9 @@ from engine.core.options import Options
 from engine.models.spec import ModelSpec, tower_shape
 
 RankKind: TypeAlias = Literal["none", "two_tower", "complex"]
+
+PUBLISHED = "published."
+"""How the arrays begin that are of items published since the build, a row each."""
 
 
 class VqSpec(Options):

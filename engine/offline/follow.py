@@ -39,7 +39,7 @@ from engine.models.encoded import EncodedUsers
 from engine.models.features import Encoder, encode_live, hash_codes, load_encoded, take_encoded
 from engine.models.spec import USER_ID
 from engine.models.streaming_options import StreamingOptions
-from engine.models.vq_spec import VqSpec
+from engine.models.vq_spec import PUBLISHED, VqSpec
 from engine.offline.follow_files import FollowFiles, Moment, position_of
 from engine.offline.joining import Impressions, Joiner
 from engine.offline.ordered import Happened, OrderedStreams, Published
@@ -89,6 +89,7 @@ class Told:
         steps: in all.
         loss: mean since it was last told; NaN where nothing was learnt.
         unknown: events of items that nobody published, since it was started.
+        crowded_out: items published since the build that share a row of embeddings, as none was spare.
         release: the last one it published; "" before that.
     """
 
@@ -101,6 +102,7 @@ class Told:
     steps: int
     loss: float
     unknown: int
+    crowded_out: int
     release: str
 
 
@@ -256,6 +258,9 @@ class Follower:
         self._items = _table_of(catalogue.items)
         self._base_items = len(catalogue.items)
         self._new_keys: list[int] = []
+        self._learnt = IntTable()  # what a trainer before had learnt of items that the build did not know
+        if PUBLISHED + "keys" in arrays:
+            self._learnt.put(*_numbered(arrays[PUBLISHED + "keys"].tolist(), 0))
         encoder = self._encoders[0]
         self._hashed_user = (-1, 0)
         for feature in encoder.features:
@@ -364,7 +369,10 @@ class Follower:
         """Return a trainer as it is at the beginning of the run."""
         from engine.training.streaming_trainer import StreamingTrainer
 
-        return StreamingTrainer(self._spec, self._options, self._item_table, self._base.arrays, threads)
+        spec, options = self._spec, self._options
+        return StreamingTrainer(
+            spec, options, self._item_table, self._base.arrays, threads, options.spare_rows
+        )
 
     def _identity(self) -> str:
         """Name what a checkpoint must be of: this run, catalogue, model and training."""
@@ -505,10 +513,21 @@ class Follower:
             return
         columns = self._live_catalogue.columns
         encoded = encode_live(self._encoders[1], self._item_table, columns, rows)
-        added = self._trainer.add_items(encoded)
-        self._items.put(np.ascontiguousarray(keys), added)
+        keys = np.ascontiguousarray(keys)
+        added = self._trainer.add_items(encoded, self._learnt.get(keys))
+        self._items.put(keys, added)
         self._new_keys += keys.tolist()
+        if self._options.spare_rows and 0 < self._crowded_out <= keys.size:  # the first ones
+            log.warning(
+                "more items were published than the %s spare rows of %s: the others share one until the next build; "
+                "set training.spare_rows",
+                f"{self._options.spare_rows:,}", self._name,
+            )  # fmt: skip
         self._assign(added)
+
+    @property
+    def _crowded_out(self) -> int:
+        return len(self._new_keys) - self._trainer.learning
 
     def _assign(self, rows: Int32Array) -> None:
         self._write(self._keyed(rows, *self._trainer.assign(rows)))
@@ -572,6 +591,7 @@ class Follower:
                 steps=self._trainer.steps,
                 loss=since.loss / since.steps if since.steps else float("nan"),
                 unknown=self._unknown,
+                crowded_out=self._crowded_out,
                 release=self._files.release,
             )
         )

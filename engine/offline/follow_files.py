@@ -19,6 +19,7 @@ from engine.core.errors import BuildError, RecallError
 from engine.core.types import AnyArray, Int64Array
 from engine.data.snapshot import Snapshot, SnapshotStore
 from engine.models.cluster_lists import as_served
+from engine.models.vq_spec import PUBLISHED
 from engine.offline.joining import JoinerState
 from engine.state.assignments import Position
 
@@ -173,6 +174,7 @@ class FollowFiles:
         learnt = trainer.arrays()
         learnt["log_position"] = _text(str(Position(self._run, moment.written)))
         learnt["event_position"] = _text(moment.events)
+        learnt[PUBLISHED + "keys"] = moment.items[: trainer.learning]
         if "learnt_until" in self._base.arrays:
             until = max(int(self._base.arrays["learnt_until"][0]), moment.joiner.until)
             learnt["learnt_until"] = np.array([until], np.int64)
@@ -183,7 +185,10 @@ class FollowFiles:
             catalogue=manifest.catalogue,
             log_offset=manifest.log_offset,
         ) as writer:
-            for name, array in {**self._base.arrays, **as_served(trainer.spec, learnt)}.items():
+            before = {
+                name: array for name, array in self._base.arrays.items() if not name.startswith(PUBLISHED)
+            }
+            for name, array in {**before, **as_served(trainer.spec, learnt)}.items():
                 writer.write(name, np.ascontiguousarray(array))
         release = snapshots.publish({**current.snapshots, self._name: writer.version})
         self._releases.append(release.name)

@@ -474,6 +474,8 @@ def _batches(
 ) -> Pairs | Windows:
     kind, length = spec.sequence.kind, spec.sequence.length
     if every:
+        if options.order == "time":
+            raise ConfigError(f'"time" is the order of pairs, and {kind} learns windows', "training.order")
         if not timed:
             raise BuildError(f"{kind} learns from the order of events, and this log has no times: take mean")
         return Windows(
@@ -481,8 +483,10 @@ def _batches(
         )
     if mode == "incremental" and not timed:
         raise BuildError("an incremental update goes by time, and this log has none")
+    if options.order == "time" and not timed:
+        raise BuildError('training.order = "time" needs times, and this log has none')
     length = 0 if kind == "none" else length
-    in_order = mode == "incremental"
+    in_order = mode == "incremental" or options.order == "time"
     return Pairs(
         data.interactions, weights, data.examples, length, timed, None, options.batch, options.seed, in_order
     )

@@ -67,11 +67,13 @@ def mean_for_unknown(spec: ModelSpec, user: UserTower, item: ItemTower) -> None:
     """
     towers: tuple[UserTower | ItemTower, ...] = (user, item)
     with torch.no_grad():
-        for tower, alone in zip(towers, (reads_one(spec, "user"), reads_one(spec, "item")), strict=True):
-            if alone and "0" in tower.embeddings:
-                table = tower.embeddings["0"].weight
-                if table.shape[0] > 1:
-                    table[0] = table[1:].mean(0)
+        sides: tuple[Side, Side] = ("user", "item")
+        for tower, side in zip(towers, sides, strict=True):
+            if reads_one(spec, side) and "0" in tower.embeddings:
+                # A trainer that follows has rows beyond the specification's, for items to come.
+                known = tower.embeddings["0"].weight[1 : spec.features(side)[0].size]
+                if known.shape[0]:
+                    tower.embeddings["0"].weight[0] = known.mean(0)
 
 
 def reads_one(spec: ModelSpec, side: Side) -> bool:

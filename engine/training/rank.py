@@ -16,9 +16,10 @@ from engine.training.tensors import tensor
 class RankStep(nn.Module):
     """Scores of items for users, from features that the index step embeds."""
 
-    def __init__(self, spec: VqSpec) -> None:
+    def __init__(self, spec: VqSpec, spare: int = 0) -> None:
+        """Begin at random; `spare`: rows of the items' tables for items to come."""
         super().__init__()
-        width, tasks, items = spec.rank_dimension, len(spec.tasks), spec.tower.items
+        width, tasks, items = spec.rank_dimension, len(spec.tasks), spec.tower.items + spare
         self.tasks, self.heads_of_attention = tasks, spec.rank_heads
         self.user = nn.Module()
         self.user.layers = nn.ModuleList(_linear(inner, outer) for inner, outer in spec.rank_user_layers)

@@ -36,13 +36,14 @@ from engine.models.codebook import Codebook, coarse_clusters, occurrence_weights
 from engine.models.encoded import Encoded, Multi
 from engine.models.features import take_encoded
 from engine.models.streaming_options import StreamingOptions
-from engine.models.vq_spec import VqSpec
+from engine.models.vq_spec import PUBLISHED, VqSpec
 from engine.training.frequency import Intervals
 from engine.training.impressions import ImpressionBatch
 from engine.training.optimizers import Optimizer, lazy_tables
+from engine.training.replay import Memory
 from engine.training.trainer import begin_at
 from engine.training.vq_losses import column_logs
-from engine.training.vq_model import Columns, VqModel
+from engine.training.vq_model import Columns, VqModel, id_table
 
 BLOCK = 8192
 """Items of the candidate stream whose vectors are made at once."""
@@ -90,6 +91,7 @@ class StreamingTrainer:
         items: Encoded,
         arrays: Mapping[str, AnyArray] | None = None,
         threads: int = 1,
+        spare: int = 0,
     ) -> None:
         """Begin at random, or where an earlier training was.
 
@@ -100,6 +102,7 @@ class StreamingTrainer:
             arrays: an earlier model's, as `arrays` returns them, in the shapes of `spec`; None: begin at random. Rows of
                 `assignment` may be -1 or missing at the end.
             threads: cores that assign items to clusters.
+            spare: how many of the items that are added later get embeddings of their own, too.
 
         Raises:
             ConfigError: there are more clusters than items, or the tasks are others.
@@ -121,7 +124,8 @@ class StreamingTrainer:
         self.spec, self.options, self.items = spec, options, items
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="assign") if threads > 1 else None
-        self._known = known
+        self._known, self._coded = known, known + spare
+        self._published: Mapping[str, AnyArray] = {}
         self._etas = np.array([task.eta for task in options.tasks], np.float64)
         self._weights = {
             "auxiliary": options.auxiliary_weight, "index": options.index_weight,
@@ -130,13 +134,14 @@ class StreamingTrainer:
         self._debiases = spec.rank == "complex" and spec.dropped_clusters > 0
         with torch.random.fork_rng():
             torch.manual_seed(options.seed)
-            self._model = VqModel(spec, options)
+            self._model = VqModel(spec, options, spare)
         self._optimizers = self._made_optimizers()
         n = len(items)
         self.steps = 0
         self.assignment = np.full(n, -1, np.int32)
         self.biases = np.zeros(n, np.float32)
         self._intervals = Intervals(n, options.frequency_rate)
+        self._memory = Memory(options.memory if options.replay else 0, spec.read)
         self._cursor = 0
         self._groups = np.full(known + 1, -1, np.int32)
         self._secondary = np.zeros(spec.clusters, np.int32)
@@ -159,18 +164,21 @@ class StreamingTrainer:
         options = self.options
         batch.check(len(self.items), self.spec.tasks)
         random = np.random.default_rng((options.seed, self.steps))
+        new, fresh = batch, len(batch)
+        batch = self._memory.draw(new, round(options.replay * fresh), random)
         drawn = random.integers(0, len(self.items), options.negatives, dtype=np.int32)
         rows, place = np.unique(np.concatenate((batch.items, drawn)), return_inverse=True)
         own: Int64Array = place[: len(batch)].astype(np.int64)
-        self._intervals.update(batch.items)
+        self._intervals.update(new.items)
         deltas = self._intervals.of(rows)
 
         features = take_encoded(self.items, rows)
         vectors = self._model.item_vectors(features)
         plain = vectors.detach().numpy()
         there = np.zeros(rows.size, np.bool_)
-        there[own] = True
-        # Items that are drawn stand for the cluster that they were last put in: most of the time goes into assigning.
+        there[own[:fresh]] = True
+        # Items that are drawn or come from memory stand for the cluster that they were last put in: most of the time goes
+        # into assigning.
         clusters = self.assignment[rows]
         clusters[there] = self.codebook.place(
             plain[there], rows[there], self.assignment, self._pool, self._threads
@@ -191,10 +199,13 @@ class StreamingTrainer:
             losses = self._model.losses(
                 batch.users, batch.encoded, batch.rewards, batch.timestamps, columns, self._groups, random
             )
-        weights = occurrence_weights(batch.rewards, self._etas, deltas[own], options.beta)
+        own = own[:fresh]
+        weights = occurrence_weights(new.rewards, self._etas, deltas[own], options.beta)
         moved = plain[own]
         loss = self._learn(losses)
         self.codebook.update(clusters[own], moved, weights)
+        if options.replay:
+            self._memory.keep(new, random)
         self._note(*result)
         self.steps += 1
         if self.steps % SETTLE_EVERY == 0:
@@ -229,18 +240,35 @@ class StreamingTrainer:
         self._cursor = int((self._cursor + rows.size) % n)
         return rows.astype(np.int32)
 
-    def add_items(self, items: Encoded) -> Int32Array:
+    def add_items(self, items: Encoded, learnt: Int32Array | None = None) -> Int32Array:
         """Take in items published since, and return int32[m], their rows: the next ones.
 
-        They are known by their features; of their ids there is no embedding before the next build.
+        While rows of the tables are spare, each has one of its own. That begins as what stands for unknown items, so that
+        an item is known by its features before it is by its events. Later ones share the row of the unknown.
+
+        Args:
+            items: their features.
+            learnt: int32[m], where they stand among the published items of the arrays that the trainer began with, whose
+                rows they go on from; -1: nowhere.
         """
         before = len(self.items)
+        n = before + len(items)
+        codes = np.arange(before, min(n, self._coded)) + 1
+        self._begin_rows(codes, np.full(len(items), -1, np.int32) if learnt is None else learnt)
         self.items = _joined(self.items, items)
-        n = len(self.items)
+        at = id_table(self.spec.tower)
+        if at is not None:
+            column = sum(feature.coded for feature in self.spec.tower.item_features[:at])
+            self.items.codes[codes - 1, column] = codes
         self.assignment = np.concatenate((self.assignment, np.full(n - before, -1, np.int32)))
         self.biases = np.concatenate((self.biases, np.zeros(n - before, np.float32)))
         self._intervals.grow(n)
         return np.arange(before, n, dtype=np.int32)
+
+    @property
+    def learning(self) -> int:
+        """How many of the items that were added have rows of their own."""
+        return max(0, min(len(self.items), self._coded) - self._known)
 
     def weigh(self, counts: Int64Array) -> None:
         """Set the weights of a weighted mean of histories from int64[items], how many users like each item."""
@@ -256,6 +284,11 @@ class StreamingTrainer:
             for name, value in self._model.state_dict().items()
         }
         made["bias.weight"] = made["bias.weight"][:, 0].copy()
+        codes, learning = self._known + 1, self.learning
+        if self._coded > self._known:
+            for name in self._model.item_tables():
+                made[PUBLISHED + name] = made[name][codes : codes + learning].copy()
+                made[name] = made[name][:codes].copy()
         book = self.codebook
         made["codebook.sums"], made["codebook.counts"] = book.sums.copy(), book.counts.copy()
         made["codebook.vectors"] = book.vectors.copy()
@@ -271,6 +304,10 @@ class StreamingTrainer:
                 part = self._model.ranked_items(take_encoded(self.items, rows), rows)
                 vectors[begin : begin + rows.size], biases[begin : begin + rows.size] = part
             made["rank.item_vectors"], made["rank.item_bias"] = vectors, biases
+            if self._coded > self._known:
+                own = slice(self._known, self._known + learning)
+                made[f"{PUBLISHED}rank.item_vectors"] = vectors[own].copy()
+                made[f"{PUBLISHED}rank.item_bias"] = biases[own].copy()
         return made
 
     def state(self) -> dict[str, Any]:
@@ -290,6 +327,7 @@ class StreamingTrainer:
             "model": copy.deepcopy(dict(self._model.state_dict())),
             "optimizers": [copy.deepcopy(each.state()) for each in self._optimizers],
             "arrays": {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()},
+            "memory": {name: torch.from_numpy(array) for name, array in self._memory.state().items()},
             "place": (self.steps, self._cursor, intervals.now),
         }
 
@@ -319,6 +357,7 @@ class StreamingTrainer:
         self._intervals.last, self._intervals.gap = arrays["last"], arrays["gap"]
         self._intervals.seen = arrays["seen"]
         self.assignment, self.biases = arrays["assignment"], arrays["biases"]
+        self._memory.load({name: value.numpy() for name, value in state["memory"].items()})
         self.codebook = self._codebook_of(arrays["sums"], arrays["counts"])
         self._groups, self._secondary = arrays["groups"], arrays["secondary"]
         self.steps, self._cursor, self._intervals.now = state["place"]
@@ -404,7 +443,18 @@ class StreamingTrainer:
                 raise BuildError(
                     f"the earlier model is another one: {name} {had}, and shape {list(shape)} is needed"
                 )
-        begin_at(self._model, {**arrays, "bias.weight": arrays["bias.weight"][:, None]}, "")
+        tables = {name: arrays[name] for name in self._model.item_tables() if name in arrays}
+        if self._coded > self._known:  # what is spare begins with the item that gets it
+            spare = self._coded - self._known
+            tables = {
+                name: np.concatenate((table, np.zeros((spare, *table.shape[1:]), np.float32)))
+                for name, table in tables.items()
+            }
+        tables["bias.weight"] = tables["bias.weight"][:, None]
+        begin_at(self._model, {**arrays, **tables}, "")
+        self._published = {
+            name: arrays[PUBLISHED + name] for name in self._model.item_tables() if PUBLISHED + name in arrays
+        }
         with torch.no_grad():
             for name, value in self._model.named_buffers():
                 if name in arrays and arrays[name].shape == tuple(value.shape):
@@ -418,6 +468,18 @@ class StreamingTrainer:
                 f"{spec.clusters:,}"
             )
         self.codebook = self._codebook_of(arrays["codebook.sums"], arrays["codebook.counts"])
+
+    def _begin_rows(self, codes: Int64Array, learnt: Int32Array) -> None:
+        """Set the rows of items that are new: as an earlier training left them, else as that of the unknown."""
+        if not codes.size:
+            return
+        carried = np.flatnonzero(learnt[: codes.size] >= 0)
+        with torch.no_grad():
+            for name, table in self._model.item_tables().items():
+                table.weight[codes] = table.weight[0].clone()
+                if carried.size and name in self._published:
+                    rows = self._published[name][learnt[carried]].reshape(carried.size, -1)
+                    table.weight[codes[carried]] = torch.from_numpy(np.array(rows, np.float32))
 
     def _codebook_of(self, sums: Float32Array, counts: Float32Array) -> Codebook:
         """The clusters, with the items that are in them now."""

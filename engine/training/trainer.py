@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from engine.core.channel import Progress
-from engine.core.errors import BuildError
+from engine.core.errors import BuildError, ConfigError
 from engine.core.types import AnyArray, Float32Array, Float64Array
 from engine.models.options import WHOLE, Mode, TrainingOptions
 from engine.models.spec import ModelSpec
@@ -345,6 +345,11 @@ def _batches(
     weights = example_weights(data)
     keep = keep_probabilities(matrix, options.hot_threshold)
     length = 0 if spec.sequence.kind == "none" else spec.sequence.length
+    if options.order == "time" and (every or options.loss == "user_softmax"):
+        raise ConfigError(
+            f'"time" is the order of pairs, and {spec.sequence.kind if every else "user_softmax"} learns users whole',
+            "training.order",
+        )
     if every and not timed:
         raise BuildError(
             f"{spec.sequence.kind} learns from the order of events, and this log has no times: take mean"
@@ -359,7 +364,9 @@ def _batches(
     past = timed and not by_user if options.history == "auto" else options.history == "past"
     if past and not timed:
         raise BuildError('training.history = "past" needs times, and this log has none')
-    in_order = mode == "incremental" and timed
+    if options.order == "time" and not timed:
+        raise BuildError('training.order = "time" needs times, and this log has none')
+    in_order = (mode == "incremental" and timed) or options.order == "time"
     kind = ByUser if by_user else Pairs
     if options.history == "whole":
         length = 0  # the history is read once for each user, not for each pair

@@ -46,6 +46,35 @@ def own_items(users: Int32Array, columns: Int64Array, count: int) -> BoolArray:
     return masked
 
 
+def mask_histories(sequence: Int32Array, codes: Int64Array, columns: Int64Array, masked: BoolArray) -> None:
+    """Add to bool[n, m] the columns of the items in each user's history, but for the row's own.
+
+    A history's items are what a query resembles most; to compare the user with them would teach it not to.
+
+    Args:
+        sequence: int32[n, t], codes of items, 0 is padding.
+        codes: int64[m], of the columns; 0 is any number of items without one.
+        columns: int64[n], the column of each row's item.
+        masked: changed in place.
+    """
+    if not sequence.size:
+        return
+    places = np.full(max(int(codes.max()), int(sequence.max())) + 1, -1, np.int32)
+    places[codes] = np.arange(codes.size, dtype=np.int32)
+    places[0] = -1
+    mark_read(np.ascontiguousarray(sequence), places, columns, masked)
+
+
+@njit(nogil=True, cache=True)
+def mark_read(sequence, places, columns, masked):  # type: ignore[no-untyped-def]
+    """Do what `mask_histories` does; places: int32[codes], the column of each code, -1: none."""
+    for row in range(sequence.shape[0]):
+        for at in range(sequence.shape[1]):
+            column = places[sequence[row, at]]
+            if column >= 0 and column != columns[row]:
+                masked[row, column] = True
+
+
 @njit(nogil=True, cache=True)
 def mark_own(users, columns, order, masked):  # type: ignore[no-untyped-def]
     """Write what `own_items` returns; order: int64[n], rows by user."""

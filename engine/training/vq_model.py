@@ -15,7 +15,7 @@ from engine.core.types import BoolArray, Float32Array, Int32Array, Int64Array
 from engine.models.debiased import debiased
 from engine.models.encoded import Encoded, EncodedUsers
 from engine.models.features import take_encoded, take_users
-from engine.models.spec import ModelSpec
+from engine.models.spec import ITEM_ID, ModelSpec
 from engine.models.streaming_options import StreamingOptions
 from engine.models.vq_spec import VqSpec
 from engine.training.export import mean_for_unknown, reads_one
@@ -23,7 +23,13 @@ from engine.training.objective import at_times, hour_column, some_unknown
 from engine.training.rank import RankStep
 from engine.training.tensors import Features, Packed, tensor
 from engine.training.towers import ItemTower, UserTower, build_item_tower, build_user_tower
-from engine.training.vq_losses import own_items, rewarded_softmax, similarity, straight_through
+from engine.training.vq_losses import (
+    mask_histories,
+    own_items,
+    rewarded_softmax,
+    similarity,
+    straight_through,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +56,20 @@ class Columns:
 class VqModel(nn.ModuleDict):
     """The parts, by the prefix of their arrays: `user` or `user_<task>`, `item`, `bias`, `rank`."""
 
-    def __init__(self, spec: VqSpec, options: StreamingOptions) -> None:
-        """Begin at what torch's random generator gives; biases at 0."""
-        items = spec.tower.items
+    def __init__(self, spec: VqSpec, options: StreamingOptions, spare: int = 0) -> None:
+        """Begin at what torch's random generator gives; biases at 0.
+
+        Args:
+            spec, options: of the model and of its training.
+            spare: rows that the tables of items have for those to come, behind those of the build.
+        """
+        items = spec.tower.items + spare
         users = {name: build_user_tower(spec.tower) for name in spec.user_names}
-        item = build_item_tower(spec.tower)
+        item = build_item_tower(_with_room(spec.tower, spare))
         bias = nn.Embedding(items + 1, 1, _weight=torch.zeros(items + 1, 1))
-        rank = None if spec.rank == "none" else RankStep(spec)
+        rank = None if spec.rank == "none" else RankStep(spec, spare)
         super().__init__({**users, "item": item, "bias": bias, **({} if rank is None else {"rank": rank})})
-        self._spec, self._options = spec, options
+        self._spec, self._options, self._coded = spec, options, items
         self._hour = hour_column(spec.tower)
 
     # Parts have their place, and their name, in the dict alone: an attribute would be a second one.
@@ -87,8 +98,18 @@ class VqModel(nn.ModuleDict):
     # --- items -------------------------------------------------------------------------------------------------
 
     def codes(self, rows: Int32Array) -> Tensor:
-        """Return int64[n]: the code of each item; 0 of those published since the build."""
-        return tensor(np.where(rows < self._spec.tower.items, rows + 1, 0).astype(np.int64))
+        """Return int64[n]: the code of each item; 0 of those published since for whom no row was spare."""
+        return tensor(np.where(rows < self._coded, rows + 1, 0).astype(np.int64))
+
+    def item_tables(self) -> dict[str, nn.Embedding]:
+        """Return the tables that have a row per code of an item, by the names of their parameters."""
+        tables = {"bias.weight": self._bias}
+        at = id_table(self._spec.tower)
+        if at is not None:
+            tables[f"item.embeddings.{at}.weight"] = cast(nn.Embedding, self._item.embeddings[str(at)])
+        if self._rank is not None:
+            tables |= {"rank.items.weight": self._rank.items, "rank.bias.weight": self._rank.bias}
+        return tables
 
     def biases(self, codes: Tensor) -> Tensor:
         """Return float32[n], zeros where items have no bias."""
@@ -129,7 +150,7 @@ class VqModel(nn.ModuleDict):
         tables = [self._bias] if self._rank is None else [self._bias, self._rank.items, self._rank.bias]
         with torch.no_grad():
             for table in tables:
-                table.weight[0] = table.weight[1:].mean(0)
+                table.weight[0] = table.weight[1 : self._spec.tower.items + 1].mean(0)
 
     def weigh(self, counts: Int64Array) -> None:
         """Set the weights of the weighted mean of histories from int64[items], how many users like each item."""
@@ -166,6 +187,7 @@ class VqModel(nn.ModuleDict):
         if rows.size < users.size:
             encoded = take_users(encoded, rows)
             rewards, masked, timestamps = rewards[rows], masked[rows], timestamps[rows]
+        mask_histories(encoded.sequence, columns.codes.numpy(), columns.own[rows], masked)
         own, hits = tensor(columns.own[rows]), torch.from_numpy(masked)
         features, history = self._features(encoded, timestamps, random), self._packed(encoded)
         quantised = straight_through(columns.vectors, columns.clusters)
@@ -283,3 +305,19 @@ class VqModel(nn.ModuleDict):
         offsets = np.zeros(lengths.size + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         return Packed(tensor(sequence[sequence > 0].astype(np.int64)), offsets)
+
+
+def id_table(tower: ModelSpec) -> int | None:
+    """Return which item feature has a row of its own for each item; None where none has."""
+    features = enumerate(tower.features("item"))
+    return next((at for at, each in features if each.name == ITEM_ID and each.lookup == "table"), None)
+
+
+def _with_room(tower: ModelSpec, spare: int) -> ModelSpec:
+    """Return the towers with so many more rows in the table of item ids."""
+    own, features = id_table(tower), tower.features("item")
+    wider = tuple(
+        each.model_copy(update={"size": each.size + spare}) if at == own else each
+        for at, each in enumerate(features)
+    )
+    return tower.model_copy(update={"item_features": wider})

@@ -9,11 +9,13 @@ import pytest
 pytest.importorskip("torch", reason="training needs the extra train")
 
 from engine.bench.vq_drift import MINUTES, bench_drift
-from engine.bench.vq_quality import ABLATIONS, ablate, compare
+from engine.bench.vq_quality import ABLATIONS, ablate, compare, drawn_users
 from engine.config import load_config
 from engine.core.channel import SilentProgress
 from engine.core.errors import ConfigError
+from engine.data.catalogue import Catalogue
 from engine.data.dataset import write_dataset
+from engine.data.events import EventLog
 from engine.data.snapshot import SnapshotStore
 from engine.models.streaming_options import StreamingOptions
 
@@ -56,13 +58,16 @@ def test_three_channels_are_asked_for_the_same_users(dataset, tmp_path):
         [],
         SnapshotStore(tmp_path),
         SilentProgress(),
+        users=50,
     )
-    names = [row["channel"] for row in report["rows"]]
-    assert names == ["two_tower", "deep_retrieval", *["streaming_vq"] * 4]
+    assert 0 < report["users"] <= 50
+    names = [(row["channel"], row["order"]) for row in report["rows"]]
+    both = [(name, order) for name in ("two_tower", "deep_retrieval") for order in ("time", "shuffled")]
+    assert names == [*both, *[("streaming_vq", "time")] * 4]
     assert all(0 <= row["recall@5"] <= 1 for row in report["rows"])
-    reached = report["rows"][1]["rank_list"]
+    reached = report["rows"][2]["rank_list"]
     assert reached > 0
-    assert [row["rank_list"] for row in report["rows"][2:5]] == [
+    assert [row["rank_list"] for row in report["rows"][4:7]] == [
         max(1, round(part * reached)) for part in (0.1, 1 / 3, 1.0)
     ]
     assert 0 < report["balance"]["largest"] <= 1
@@ -78,6 +83,16 @@ def test_a_part_is_taken_away_and_what_the_streams_left_behind_is_counted(datase
         assert "exact_recall@5_sd" in row
     with pytest.raises(ConfigError, match="all of it"):
         ablate(config_of(), dataset, "leave-one-out", "test", [5], [], ["nothing"], SilentProgress())
+
+
+def test_as_many_users_are_drawn_as_asked_for_and_the_same_ones_each_time(dataset):
+    events = EventLog.read(dataset, Catalogue.from_dataset(dataset))
+    some, again = drawn_users(events, 20), drawn_users(events, 20)
+    np.testing.assert_array_equal(some.users, again.users)
+    assert np.unique(some.users).size == 20
+    assert (some.user_count, some.item_count, len(some)) == (60, 40, 160)
+    assert drawn_users(events, None) is events
+    assert drawn_users(events, 60) is events
 
 
 def test_every_ablation_is_of_an_option_that_there_is():
