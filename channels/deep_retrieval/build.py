@@ -13,12 +13,17 @@ from engine.core.channel import BuildContext
 from engine.core.errors import BuildError, ConfigError
 from engine.models.encoded import Encoded
 
+LEARNT = ("user.", "paths.", "rank.", "assignment", "scores.")
+"""How the names of the arrays begin that a training gives."""
+
 CROWD = 1000
 """Items of the average path at most: a beam of 50 would reach as many thousands, no less work than comparing all."""
 
 
 def build_bundle(channel: str, config: DeepRetrievalOptions, context: BuildContext) -> None:
     """Train the user tower, the lattice and the ranker, put the items on paths, and write all of it as one bundle.
+
+    Where `context.learnt` has what an earlier training gave, that is written.
 
     Args:
         channel: its name, for errors.
@@ -33,6 +38,9 @@ def build_bundle(channel: str, config: DeepRetrievalOptions, context: BuildConte
     check_room(config, liked.items)
     previous = None if context.previous is None else Bundle(context.previous)
     spec, user_encoder, item_encoder = specified(config, context, previous)
+    if context.learnt is not None:
+        write_bundle(context, spec, user_encoder, item_encoder, context.learnt)
+        return
     users = user_encoder.encode(context.user_columns, np.arange(liked.users, dtype=np.int32))
     start = None
     if previous is not None and context.previous is not None:

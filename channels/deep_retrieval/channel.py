@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from threading import Lock
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
-from channels.deep_retrieval.build import build_bundle
+from channels.deep_retrieval.build import LEARNT, build_bundle
 from channels.deep_retrieval.bundle import Bundle, specified, write_bundle
 from channels.deep_retrieval.lists import PathLists
 from channels.deep_retrieval.names import path_names
@@ -36,6 +36,7 @@ class DeepRetrieval(Channel):
     Config = DeepRetrievalOptions
     inline = True
     trigger_kind = TriggerKind.PATH
+    learnt: ClassVar[tuple[str, ...]] = LEARNT
 
     def __init__(self, config: DeepRetrievalOptions, context: LoadContext, model: Bundle) -> None:
         super().__init__(config)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from channels.deep_retrieval import DeepRetrievalOptions
+from channels.deep_retrieval import DeepRetrieval, DeepRetrievalOptions
 from channels.deep_retrieval.lists import PathLists, invert, reach_reference
 from channels.deep_retrieval.names import path_names
 from channels.deep_retrieval.rerank import Ranker, rank_reference
@@ -33,19 +33,22 @@ from engine.testing.world import (
 )
 
 
-def world(seed=0, liked=None, **options):
-    liked = tiny_interactions(60, 40) if liked is None else liked
-    columns = random_columns(40, seed=1)
+def described(columns):
     words = [f"tag {code}".encode() for code in range(6)]
     offsets = np.concatenate(([0], np.cumsum([len(word) for word in words]))).astype(np.int64)
     data = np.frombuffer(b"".join(words), np.uint8)
-    item_columns = {
+    return {
         **catalogue_columns(columns),
         "tags.vocabulary.offsets": offsets,
         "tags.vocabulary.data": data,
     }
+
+
+def world(seed=0, liked=None, **options):
+    liked = tiny_interactions(60, 40) if liked is None else liked
+    columns = random_columns(40, seed=1)
     options = {**SMALL, **options}
-    return liked, columns, written(liked, item_columns, seed=seed, **options), options
+    return liked, columns, written(liked, described(columns), seed=seed, **options), options
 
 
 def channel_of(**more):
@@ -264,6 +267,19 @@ def test_an_item_without_an_event_is_placed_by_its_features_and_on_no_path_witho
     bare = channel_of(liked=liked, item_features=[])
     assert (bare._model.assignment[39] == -1).all()
     assert 39 not in bare._model.rows
+
+
+def test_a_build_takes_what_was_learnt_earlier():
+    liked = interactions_of([[user % 37] for user in range(60)], 40)  # the last three without an event
+    _, columns, arrays, options = world(liked=liked)
+    learnt = {name: array for name, array in arrays.items() if name.startswith(DeepRetrieval.learnt)}
+    sink = MemorySink()
+    now = int(liked.timestamps.max())
+    context = BuildContext(liked, described(columns), now, sink, SilentProgress(), 1, learnt=learnt)
+    DeepRetrieval.build(DeepRetrievalOptions.model_validate(options), context)
+    assert sink.arrays.keys() == arrays.keys()
+    for name, array in arrays.items():
+        assert np.array_equal(sink.arrays[name], array), name
 
 
 def test_guests_are_answered():

@@ -20,7 +20,7 @@ from engine.data.dataset import write_dataset
 
 Demo: TypeAlias = Callable[..., tuple[int, str, str]]
 
-CHANNELS = ("itemcf", "swing", "usercf", "two_tower", "streaming_vq", "popular", "fresh")
+CHANNELS = ("itemcf", "swing", "usercf", "two_tower", "deep_retrieval", "streaming_vq", "popular", "fresh")
 
 
 @pytest.fixture(autouse=True)
@@ -66,9 +66,8 @@ def test_it_answers_for_a_real_user_from_three_channels_with_reasons(demo: Demo,
     assert re.search(r"events: click \d+", out)
     assert re.search(r"newest: item \d+ · tag ", out)
     assert re.search(r"^itemcf +OK +\d+", out, re.MULTILINE)
-    assert re.search(
-        r"^two_tower +OK +[1-9]\d*", out, re.MULTILINE
-    )  # from the vectors that come with the sample
+    for channel in ("two_tower", "deep_retrieval", "streaming_vq"):  # from what comes with the sample
+        assert re.search(rf"^{channel} +OK +[1-9]\d*", out, re.MULTILINE), channel
     assert "licence: CC BY-SA 4.0" in out
     assert "attribution: KuaiRand" in out
     assert "Your turn" not in out
@@ -116,7 +115,7 @@ def test_a_machine_without_a_store_program_shows_the_rest(
 def test_the_second_time_builds_nothing_and_answers_the_same(demo: Demo, folder: Path) -> None:
     _, first, _ = demo("--dir", folder)
     _, second, _ = demo("--dir", folder)
-    assert "0 snapshots built, 14 used again" in second
+    assert "0 snapshots built, 15 used again" in second
     assert candidates_of(first) == candidates_of(second)
     chosen = [re.search(r"for user (\d+)", out) for out in (first, second)]
     assert chosen[0] is not None

@@ -21,7 +21,13 @@ def calls(folder: Path, kind: str) -> dict[str, list[Kernel]]:
     return {name: [Kernel(*each) for each in found] for name, found in json.loads(done.stdout).items()}
 
 
-LEARNT = ("channels.two_tower", "channels.streaming_vq", "engine.ann.", "engine.models.")
+LEARNT = (
+    "channels.two_tower",
+    "channels.deep_retrieval",
+    "channels.streaming_vq",
+    "engine.ann.",
+    "engine.models.",
+)
 """Where the kernels are that the channels call besides which came with the sample, trained; they are in no other."""
 
 
