@@ -15,7 +15,7 @@ from engine.data.events import EventLog
 from engine.data.follows import read_follows
 from engine.data.snapshot import Snapshot, SnapshotStore
 from engine.offline.build import Source, build_components
-from engine.offline.cache import remember
+from engine.offline.cache import cached_store, remember
 from engine.offline.evaluate import scene_of
 from engine.offline.synthetic import synthetic_interactions
 from engine.online.replica import Replica
@@ -51,6 +51,32 @@ class World:
     def replica(self, state: State | None = None) -> Replica:
         """Load the world, so that it answers."""
         return Replica.of(self.config, "bench", self.snapshots(), state)
+
+
+def cached_world(
+    config: Config,
+    channels: Sequence[str],
+    items: int,
+    data: Path | None,
+    limit: int,
+    folder: Path,
+    progress: Progress,
+) -> World:
+    """Return the world of a data set, or without one a made-up world, from a cache.
+
+    Args:
+        config, channels, items, limit: as in `made_up_world`.
+        data: the data set; None: none.
+        folder: the cache.
+        progress: told of what is built.
+
+    Raises:
+        DatasetError, BuildError: it cannot be read or built.
+    """
+    if data is None:
+        return made_up_world(config, channels, items, limit, cached_store(folder, "pipeline"), progress)
+    store = cached_store(folder, Dataset.open(data).fingerprint())
+    return world_of_data(config, channels, data, limit, store, progress)
 
 
 def made_up_world(

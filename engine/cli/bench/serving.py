@@ -83,9 +83,7 @@ def bench_serve(
     import tempfile
 
     from engine.bench.serve import GRPC_CORE, Settings, bench_serve
-    from engine.bench.world import made_up_world, world_of_data
-    from engine.data.dataset import Dataset
-    from engine.offline.cache import cached_store
+    from engine.bench.world import cached_world
 
     loaded = configured(config, params)
     names = list(loaded.scenes["default"].quotas) if channels is None else channel_names(loaded, channels)
@@ -94,12 +92,7 @@ def bench_serve(
     )
     folder = cache or console.cache_folder() / "worlds"
     with console.BuildProgress() as progress, tempfile.TemporaryDirectory(prefix="recall-serve-") as own:
-        if data is None:
-            store = cached_store(folder, "pipeline")
-            world = made_up_world(loaded, names, items, limit, store, progress)
-        else:
-            store = cached_store(folder, Dataset.open(data).fingerprint())
-            world = world_of_data(loaded, names, data, limit, store, progress)
+        world = cached_world(loaded, names, items, data, limit, folder, progress)
         report = bench_serve(world, settings, Path(own), progress)
     if as_json:
         print_json(report)
@@ -152,20 +145,13 @@ def bench_memory_(
     The world is that of `bench serve`, kept in the same cache.
     """
     from engine.bench.footprint import FIXED, bench_memory
-    from engine.bench.world import made_up_world, world_of_data
-    from engine.data.dataset import Dataset
-    from engine.offline.cache import cached_store
+    from engine.bench.world import cached_world
 
     loaded = configured(config, params)
     names = list(loaded.scenes["default"].quotas)
     folder = cache or console.cache_folder() / "worlds"
     with console.BuildProgress() as progress:
-        if data is None:
-            store = cached_store(folder, "pipeline")
-            world = made_up_world(loaded, names, items, 500, store, progress)
-        else:
-            store = cached_store(folder, Dataset.open(data).fingerprint())
-            world = world_of_data(loaded, names, data, 500, store, progress)
+        world = cached_world(loaded, names, items, data, 500, folder, progress)
         report = bench_memory(world, larger, progress)
     if as_json:
         print_json(report)
