@@ -1,7 +1,7 @@
 """Geo nearby: the newest good posts of the GeoHash cell that the request comes from.
 
 Source: the recommender course (Wang Shusen, GeoHash recall): GeoHash -> good posts, newest first. There is nothing
-personal in it, which is why the quality of the posts matters. Cells are pygeohash's.
+personal in it, which is why the quality of the posts matters.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Annotated, Self
 
 import numpy as np
-import pygeohash
 from numba import njit
 from pydantic import Field
 
@@ -86,24 +85,57 @@ class Geo(Channel):
     def recall_batch(self, batch: QueryBatch, k: Int32Array) -> CandidateBatch:
         """Read the cell of each query, and its neighbours where it is thin."""
         here = cells(batch.latitude, batch.longitude, self.config.precision)
-        keys, offsets = around(here, self.config.precision)
-        if not keys.size:
+        wanted = around(here, self.config.precision, self.config.neighbour_weight)
+        if not wanted.keys.size:
             return CandidateBatch.empty(k.size)
-        weights = np.full(keys.size, self.config.neighbour_weight, np.float32)
-        weights[offsets[:-1][here != NO_KEY]] = 1.0
-        wanted = Wanted(offsets, keys, weights, keys.astype(np.int32))
         return self._posts.read(wanted, self._reading, batch.now, k)
 
 
 def cells(latitude: AnyArray, longitude: AnyArray, precision: int) -> Int64Array:
-    """int64[n]: the cell of each place, `NO_KEY` where it is no place on Earth; see `cell_number`."""
-    on_earth = (np.abs(latitude) <= 90) & (np.abs(longitude) <= 180)  # False for NaN
-    keys = np.full(latitude.size, NO_KEY, np.int64)
-    places = zip(latitude[on_earth].tolist(), longitude[on_earth].tolist(), strict=True)
-    letters = "".join([pygeohash.encode(*place, precision) for place in places])
-    digits = _DIGITS[np.frombuffer(letters.encode(), np.uint8)].reshape(-1, precision)
-    keys[on_earth] = digits @ (1 << 5 * np.arange(precision - 1, -1, -1))
+    """Return the cell of each place: the bits of its GeoHash as a number; see `cell_number`.
+
+    Source: G. Niemeyer, geohash.org, 2008: longitude and latitude are halved in turns, longitude first, and a bit says
+    which half; five bits are a letter.
+
+    Args:
+        latitude, longitude: [n], degrees.
+        precision: letters.
+
+    Returns:
+        int64[n]; `NO_KEY` where it is no place on Earth.
+    """
+    keys = np.empty(latitude.size, np.int64)
+    _cells(
+        latitude.astype(np.float64, copy=False), longitude.astype(np.float64, copy=False), 5 * precision, keys
+    )
     return keys
+
+
+@njit(nogil=True, cache=True)
+def _cells(latitude, longitude, bits, keys):  # type: ignore[no-untyped-def]
+    for q in range(keys.size):
+        if not (abs(latitude[q]) <= 90 and abs(longitude[q]) <= 180):  # so written for NaN
+            keys[q] = NO_KEY
+            continue
+        west, east, south, north = -180.0, 180.0, -90.0, 90.0
+        number = np.int64(0)
+        for bit in range(bits):
+            if bit % 2:
+                middle = (south + north) / 2
+                upper = latitude[q] >= middle
+                if upper:
+                    south = middle
+                else:
+                    north = middle
+            else:
+                middle = (west + east) / 2
+                upper = longitude[q] >= middle
+                if upper:
+                    west = middle
+                else:
+                    east = middle
+            number = number << 1 | np.int64(upper)
+        keys[q] = number
 
 
 def cell_number(geohash: str) -> int:
@@ -119,24 +151,26 @@ def geohash_of(number: int, precision: int) -> str:
     return "".join(ALPHABET[number >> 5 * place & 31] for place in range(precision - 1, -1, -1))
 
 
-def around(here: Int64Array, precision: int) -> tuple[Int64Array, Int64Array]:
-    """Return each cell and, behind it, its neighbours; beyond the poles there are none.
+def around(here: Int64Array, precision: int, weight: float) -> Wanted:
+    """Ask for the list of each cell and, behind it, those of its neighbours; beyond the poles there are none.
 
     Args:
         here: int64[n], cells, `NO_KEY` for none.
         precision: letters of their GeoHashes.
+        weight: of a neighbour; the cell's own is 1.
 
     Returns:
-        int64[m], cells; int64[n + 1], where those of each begin.
+        The lists; the cell of each is its trigger.
     """
-    keys = np.empty(9 * here.size, np.int64)
+    room = 9 * here.size
+    keys, weights, triggers = np.empty(room, np.int64), np.empty(room, np.float32), np.empty(room, np.int32)
     offsets = np.empty(here.size + 1, np.int64)
-    count = _around(here, 5 * precision, keys, offsets)
-    return keys[:count], offsets
+    count = _around(here, 5 * precision, np.float32(weight), keys, weights, triggers, offsets)
+    return Wanted(offsets, keys[:count], weights[:count], triggers[:count])
 
 
 @njit(nogil=True, cache=True)
-def _around(here, bits, keys, offsets):  # type: ignore[no-untyped-def]
+def _around(here, bits, weight, keys, weights, triggers, offsets):  # type: ignore[no-untyped-def]
     # The bits of longitude and latitude take turns, longitude's first from the top.
     columns = np.int64(1) << ((bits + 1) // 2)
     rows = np.int64(1) << (bits // 2)
@@ -156,7 +190,8 @@ def _around(here, bits, keys, offsets):  # type: ignore[no-untyped-def]
                 if not 0 <= y + north < rows:
                     continue
                 for east in (0, -1, 1):
-                    keys[count] = _interleaved((x + east) % columns, y + north, bits)
+                    keys[count] = triggers[count] = _interleaved((x + east) % columns, y + north, bits)
+                    weights[count] = weight if count > offsets[q] else np.float32(1)
                     count += 1
         offsets[q + 1] = count
     return count

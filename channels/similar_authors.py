@@ -21,7 +21,7 @@ from engine.core.channel import BuildContext, LoadContext, Progress
 from engine.core.gather import gather_top_k
 from engine.core.interactions import Interactions
 from engine.core.items import ItemColumns
-from engine.core.members import not_members
+from engine.core.members import not_members_reference
 from engine.core.options import Online
 from engine.core.postings import SECONDS_PER_DAY, PostingLists, Wanted
 from engine.core.query import QueryBatch
@@ -35,7 +35,7 @@ from engine.core.similarity import (
     write_neighbour_lists,
 )
 from engine.core.totals import heaviest_codes
-from engine.core.types import Int32Array
+from engine.core.types import Int32Array, RaggedRows
 
 
 class SimilarAuthorsOptions(InteractedAuthorsOptions):
@@ -128,10 +128,53 @@ class SimilarAuthors(AuthorPosts):
             config.top_k,
             (config.authors + sources.lengths).astype(np.int32),
         )
-        new = not_members(FanOut(found.rows, found.offsets, k.size), sources.rows, sources.offsets)
-        offsets = np.concatenate((np.zeros(1, np.int64), np.cumsum(new, dtype=np.int64)))[found.offsets]
-        wanted = Wanted(offsets, found.rows[new].astype(np.int64), found.scores[new], found.triggers[new])
-        return self._posts.read(wanted, self._reading, batch.now, k)
+        return self._posts.read(others(found, sources), self._reading, batch.now, k)
+
+
+def others(found: CandidateBatch, sources: RaggedRows) -> Wanted:
+    """Return the authors found that are not sources of the same query, in their order, as lists to read.
+
+    Args:
+        found: authors; their scores are weights.
+        sources: authors of each query.
+    """
+    keys, weights = np.empty(found.rows.size, np.int64), np.empty(found.rows.size, np.float32)
+    triggers, offsets = np.empty(found.rows.size, np.int32), np.empty(found.offsets.size, np.int64)
+    size = _others(
+        found.rows, found.scores, found.triggers, found.offsets, sources.rows, sources.offsets, keys, weights,
+        triggers, offsets,
+    )  # fmt: skip
+    return Wanted(offsets, keys[:size], weights[:size], triggers[:size])
+
+
+@njit(nogil=True, cache=True)
+def _others(  # type: ignore[no-untyped-def]
+    rows, scores, triggers, offsets, sources, source_offsets, out_keys, out_weights, out_triggers, out_offsets
+):
+    size = 0
+    out_offsets[0] = 0
+    for q in range(offsets.size - 1):
+        for p in range(offsets[q], offsets[q + 1]):
+            new = True
+            for s in range(
+                source_offsets[q], source_offsets[q + 1]
+            ):  # some dozens: to look is quicker than to hash
+                new &= sources[s] != rows[p]
+            if new:
+                out_keys[size] = rows[p]
+                out_weights[size] = scores[p]
+                out_triggers[size] = triggers[p]
+                size += 1
+        out_offsets[q + 1] = size
+    return size
+
+
+def others_reference(found: CandidateBatch, sources: RaggedRows) -> Wanted:
+    """The plain NumPy twin of `others`."""
+    candidates = FanOut(found.rows, found.offsets, found.offsets.size - 1)
+    new = not_members_reference(candidates, sources.rows, sources.offsets)
+    offsets = np.concatenate(([0], np.cumsum(new, dtype=np.int64)))[found.offsets]
+    return Wanted(offsets, found.rows[new].astype(np.int64), found.scores[new], found.triggers[new])
 
 
 def engagement(

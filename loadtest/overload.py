@@ -2,8 +2,8 @@
 
 A server of the bundled sample runs on one core, the client on another. The peak is what a closed loop gets answered. Then
 an open loop sends a multiple of it: goodput is what is answered of that, p99 from the moment that a request is due. Once
-without steps of degrading, once with the two of `STEPS`. `per_cpu_s` is what is answered per second of the server's CPU
-time: where other work shares its core, this is what can be compared.
+without steps of degrading, once with those of `recall bench serve`. `per_cpu_s` is what is answered per second of the
+server's CPU time: where other work shares its core, this is what can be compared.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import numpy as np
 from recall.v1 import recall_pb2 as pb
 
 from engine.bench.http2 import Load, Samples, send
+from engine.bench.serve import DEGRADE_STEPS
 from engine.config import DegradeStep, load_config
 from engine.data.snapshot import SnapshotStore
 from engine.online.replica import Replica
@@ -31,10 +32,6 @@ from engine.online.server import serve
 from engine.online.service import METHOD
 from loadtest.servers import built
 
-STEPS = (
-    DegradeStep(at=0.9, limit=0.5),
-    DegradeStep(at=0.97, limit=0.25, without=("usercf", "similar_authors")),
-)
 LIMIT = 500
 USERS = 500
 CLOSED = 32
@@ -62,7 +59,7 @@ def _round(store: Path, factor: float, seconds: float) -> dict[str, float]:
     messages = [pb.RecallRequest(user_id=user, limit=LIMIT).SerializeToString() for user in range(USERS)]
     report: dict[str, float] = {}
     peak = 0.0
-    for name, steps in (("plain", ()), ("degrading", STEPS)):
+    for name, steps in (("plain", ()), ("degrading", DEGRADE_STEPS)):
         with _server(store, steps) as (port, process):
             if not steps:
                 closed, per_cpu_s = _send(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from recall.v1 import recall_pb2 as pb
 
 from engine.bench import h2load
 from engine.bench.echo import ECHO
@@ -36,7 +37,9 @@ from engine.bench.processes import (
 )
 from engine.bench.profile import flame_graph, places, read_stacks, record, switches, thread_seconds, weighed
 from engine.bench.report import circumstances, spread
+from engine.bench.sentinel import Sentinel
 from engine.bench.world import World
+from engine.config import DegradeStep, SceneConfig
 from engine.core.channel import Progress
 from engine.core.errors import ConfigError
 from engine.data.catalogue import Catalogue
@@ -51,6 +54,15 @@ STEPS = (1, 4, 16, 32, 64)
 """Requests in flight at which throughput is measured besides."""
 
 OVERLOAD = 3.0
+DEGRADING = "degrading"
+"""The scene that is the default one with these steps:"""
+
+DEGRADE_STEPS = (
+    DegradeStep(at=0.9, limit=0.5, without=("similar_authors",)),
+    DegradeStep(at=0.97, limit=0.25, without=("similar_authors", "interacted_authors", "usercf")),
+)
+"""Half of the candidates without the dearest channel, then a quarter without the three dearest."""
+
 KERNEL_REQUESTS = 2000
 _EXPORT_SECONDS = 300.0
 GRPC_CORE = "gRPC's core"
@@ -110,6 +122,7 @@ def bench_serve(world: World, settings: Settings, folder: Path, progress: Progre
             "server": world.config.server.model_copy(
                 update={"host": "127.0.0.1", "port": 0, "metrics_port": 0}
             ),
+            "scenes": world.config.scenes | {DEGRADING: degrading(world.config.scenes["default"])},
         }
     )
     world = World(own, world.store, world.versions, world.now)
@@ -373,33 +386,55 @@ class _Bench:
         return rows
 
     def _at_rates(self, saturation: float) -> dict[str, float]:
-        """Half of saturation and three times of it, in an open loop."""
-        self._progress.start("open loop", 2)
+        """Half of saturation, three times of it, and that of a scene with steps of degrading; in open loops, in turns."""
+        # Messages written one behind the other are one message.
+        scene = pb.RecallRequest(scene=DEGRADING).SerializeToString()
+        loads = {
+            "half": (0.5, self._asked),
+            "overload": (OVERLOAD, self._asked),
+            DEGRADING: (OVERLOAD, [each + scene for each in self._asked]),
+        }
+        self._progress.start("open loop", len(loads) * self._settings.rounds)
+        found: dict[str, list[float]] = {}
+        for number in range(self._settings.rounds):
+            for name, (times, asked) in loads.items():
+                for key, value in self._at_rate(times * saturation, asked, number).items():
+                    found.setdefault(f"{name}_{key}", []).append(value)
         report: dict[str, float] = {}
-        for name, times in (("half", 0.5), ("overload", OVERLOAD)):
-            load = _load(
-                self._worker,
-                RECALL,
-                self._asked,
-                0,
-                self._settings.warm_up,
-                self._settings.seconds,
-                rate=max(1.0, times * saturation),
-            )
-            samples, cpu = self._timed(self._worker, lambda mark, load=load: drive(load, self._core, mark))  # type: ignore[misc]
-            due = samples.waits.size
-            report |= {
-                f"{name}_offered_per_s": round(due / samples.seconds, 1),
-                f"{name}_answered_per_s": round(samples.rate, 1),
-                f"{name}_answered_share": round(_ratio(float(samples.answered.sum()), due), 4),
-                f"{name}_server_cpu_us": round(cpu, 1),
-                f"{name}_client_late_ms": round(samples.late * 1e3, 2),
-            }
-            for key, value in samples.percentiles().items():
-                report[f"{name}_{key}"] = round(value, 3)
-            time.sleep(self._settings.warm_up)
-        report["goodput_share"] = round(_ratio(report["overload_answered_per_s"], saturation), 3)
+        for key, values in found.items():
+            report |= spread(key, values, 4 if key.endswith("share") else 2)
+        for name in ("overload", DEGRADING):
+            shares = [_ratio(each, saturation) for each in found[f"{name}_answered_per_s"]]
+            report |= spread(f"{name}_goodput_share", shares, 3)
         return report
+
+    def _at_rate(self, rate: float, asked: list[bytes], number: int) -> dict[str, float]:
+        settings = self._settings
+        load = _load(
+            self._worker,
+            RECALL,
+            asked,
+            0,
+            settings.warm_up,
+            settings.seconds,
+            seed=number,
+            rate=max(1.0, rate),
+        )
+        with Sentinel() as machine:
+            samples, cpu = self._timed(self._worker, lambda mark: drive(load, self._core, mark))
+        time.sleep(settings.warm_up)
+        due = samples.waits.size
+        sizes = samples.sizes[samples.answered]
+        gap = machine.findings["largest_host_gap_ms"]
+        return {
+            "offered_per_s": due / samples.seconds,
+            "answered_per_s": samples.rate,
+            "answered_share": _ratio(float(samples.answered.sum()), due),
+            "answer_bytes": float(sizes.mean()) - 5 if sizes.size else math.nan,
+            "server_cpu_us": cpu,
+            "client_late_ms": samples.late * 1e3,
+            "host_gap_ms": math.nan if gap is None else gap,
+        } | samples.percentiles()
 
     def _kernels(self, report: dict[str, Any]) -> dict[str, Any]:
         self._progress.start("kernels", 1)
@@ -410,6 +445,15 @@ class _Bench:
         measured: dict[str, Any] = self._worker.ask("kernels", chosen, batch)
         self._progress.advance()
         return measured
+
+
+def degrading(scene: SceneConfig) -> SceneConfig:
+    """Return a scene with `DEGRADE_STEPS`, as far as it has the channels that these leave out."""
+    steps = [
+        step.model_copy(update={"without": tuple(name for name in step.without if name in scene.quotas)})
+        for step in DEGRADE_STEPS
+    ]
+    return scene.model_copy(update={"degrade": tuple(steps)})
 
 
 def _load(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -44,8 +44,7 @@ class ChannelStatus(IntEnum):
     GATED = 6
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
+class Candidates(NamedTuple):
     """One query's answer from one channel, best first.
 
     Attributes:
@@ -59,8 +58,7 @@ class Candidates:
     triggers: Int32Array
 
 
-@dataclass(frozen=True, slots=True)
-class CandidateBatch:
+class CandidateBatch(NamedTuple):
     """The answers to a batch of queries, end to end: query q owns [offsets[q], offsets[q + 1]) of every column."""
 
     rows: Int32Array
@@ -98,8 +96,7 @@ class CandidateBatch:
         return Candidates(self.rows[part], self.scores[part], self.triggers[part])
 
 
-@dataclass(frozen=True, slots=True)
-class FanOut:
+class FanOut(NamedTuple):
     """The candidates of all channels for a batch, channel after channel, as filters and the merge see them.
 
     Segment s = channel * queries + query owns [offsets[s], offsets[s + 1]).
@@ -207,7 +204,7 @@ def check_contract(
         ContractError: naming the channel and the first rule it broke.
     """
     _check_form(answer, k, channel)
-    most = np.iinfo(np.int32).max if trigger_rows is None else trigger_rows - 1
+    most = _LARGEST if trigger_rows is None else trigger_rows - 1
     broken = _broken_rule(answer.rows, answer.scores, answer.triggers, answer.offsets, k, items, most)
     if broken >= 0:
         raise ContractError(f"channel {channel!r}: {_RULES[broken]}")
@@ -241,6 +238,7 @@ def _check_form(answer: CandidateBatch, k: Int32Array, channel: str) -> None:
 
 
 _INT32, _INT64, _FLOAT32 = np.dtype(np.int32), np.dtype(np.int64), np.dtype(np.float32)
+_LARGEST = int(np.iinfo(np.int32).max)
 
 _RULES = (
     "offsets must not decrease",

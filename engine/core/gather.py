@@ -54,6 +54,8 @@ def gather_top_k(
 
 def _frozen(array: AnyArray) -> AnyArray:
     """A read-only view, as a mapped snapshot's arrays are: each form of the kernel takes seconds to compile."""
+    if not array.flags.writeable:
+        return array
     view = array.view()
     view.flags.writeable = False
     return view

@@ -17,9 +17,8 @@ where the constant is 60 and the weights are 1). Ties go to the lower catalogue 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +33,7 @@ class MergeMode(IntEnum):
     RANK_FUSION = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Merged:
+class Merged(NamedTuple):
     """The merged lists of a batch; query q owns items [offsets[q], offsets[q + 1]).
 
     Attributes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, NamedTuple, Self
 
 import numpy as np
 from numba import njit
@@ -61,8 +61,7 @@ class PostOptions(GateOptions):
     """An item scores one less for every so many days of age: as much as half the weight of its list."""
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """The lists that a batch asks for; query q owns [offsets[q], offsets[q + 1]).
 
     Attributes:

@@ -47,17 +47,16 @@ def heaviest_codes(
         known = RaggedRows.empty(now.size)
     if starts is None or counts is None:
         starts, counts = np.empty(0, np.int64), np.empty(0, np.int32)
-    longest = int(np.diff(history.offsets).max(initial=0)) + int(np.diff(known.offsets).max(initial=0))
     if counts.size:
         total = int(counts[history.rows].sum()) + known.rows.size
     else:
         total = history.rows.size + known.rows.size
+    if not total:
+        return RaggedRows.empty(now.size), np.empty(0, np.float32)
     room = min(total, most * now.size)
     found = np.empty(room, np.int32)
     weights = np.empty(room, np.float32)
     offsets = np.empty(now.size + 1, np.int64)
-    if longest == 0:
-        return RaggedRows.empty(now.size), weights[:0]
     size = _heaviest(
         history.offsets, history.rows, history.weights, history.timestamps, now, starts, counts, codes, most,
         half_life, max_age, known.offsets, known.rows, np.float32(known_weight), total, found, weights, offsets,

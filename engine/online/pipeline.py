@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import accumulate, chain, pairwise
+from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 
 from engine.config import SceneConfig
 from engine.core.candidates import CandidateBatch, ChannelStatus, FilterStatus
 from engine.core.channel import Channel
 from engine.core.filter import Filter
 from engine.core.merge import merge
-from engine.core.types import Int32Array
+from engine.core.types import BoolArray, Int32Array, Int64Array
 from engine.online.beside import Guard
 from engine.online.fan_out import SceneChannels
 from engine.online.hydrate import Hydrator
@@ -22,6 +25,16 @@ from engine.online.request import Request
 from engine.online.run import Columns, Run
 
 _SKIPPED = int(ChannelStatus.SKIPPED)
+_OK = int(ChannelStatus.OK)
+
+
+class _Step(NamedTuple):
+    """A step of degrading: from which load, which share of the candidates, and which channels are asked."""
+
+    at: float
+    limit: float
+    without: frozenset[int]
+    asked: BoolArray
 
 
 class Pipeline:
@@ -62,12 +75,23 @@ class Pipeline:
         self._filters = SceneFilters(scene, filters)
         self._hydrator = hydrator
         self._first_fallback = len(scene.quotas)
-        self._quotas = np.array([[*scene.quotas.values(), *(0 for _ in scene.fallback)]], np.int32).T
+        # What stands in a run before its stages, a column a query, is copied in one go: a step costs microseconds.
+        blank = (
+            [*scene.quotas.values(), *(0 for _ in scene.fallback)],
+            [_SKIPPED] * len(self.channel_names),
+            [0] * len(self.channel_names),
+            [0] * len(self.filter_names),
+            [int(FilterStatus.OK)] * len(self.filter_names),
+        )
+        self._blank = np.array([list(chain(*blank))], np.int32).T
+        ends = accumulate((len(part) for part in blank), initial=0)
+        self._parts = [slice(*span) for span in pairwise(ends)]
         self._weights = np.array([scene.weights.get(name, 1.0) for name in self.channel_names], np.float64)
-        self._steps = [(0.0, 1.0, frozenset[int]())] + [
-            (step.at, step.limit, frozenset(self.channel_names.index(name) for name in step.without))
-            for step in scene.degrade
-        ]
+        self._steps = [_Step(0.0, 1.0, frozenset(), np.ones(self._first_fallback, np.bool_))]
+        for step in scene.degrade:
+            asked = np.array([name not in step.without for name in scene.quotas], np.bool_)
+            without = frozenset(self.channel_names.index(name) for name in step.without)
+            self._steps.append(_Step(step.at, step.limit, without, asked))
         self.stages: tuple[tuple[str, Callable[[Run], None]], ...] = (
             ("hydrate", self._hydrate),
             ("fan_out", self._fan_out),
@@ -79,7 +103,7 @@ class Pipeline:
     def step_at(self, load: float) -> int:
         """Return the step of degrading for a load, the share in use of the limit on requests in flight; 0 is none."""
         step = len(self._steps) - 1
-        while step and load < self._steps[step][0]:
+        while step and load < self._steps[step].at:
             step -= 1
         return step
 
@@ -90,18 +114,18 @@ class Pipeline:
             requests: one or more.
             degraded: the step of degrading, as `step_at` says.
         """
-        n = len(requests)
-        channels = len(self.channel_names)
+        columns = self._blank.repeat(len(requests), axis=1)
+        quotas, status, returned, removed, filter_status = [columns[rows] for rows in self._parts]
         run = Run(
             requests=requests,
             limits=np.array([self.scene.limit if r.limit is None else r.limit for r in requests], np.int32),
-            quotas=self._quotas.repeat(n, axis=1),
-            status=np.full((channels, n), _SKIPPED, np.int32),
-            returned=np.zeros((channels, n), np.int32),
-            removed=np.zeros((len(self.filter_names), n), np.int32),
-            filter_status=np.full((len(self.filter_names), n), FilterStatus.OK, np.int32),
-            channel_us=np.zeros(channels),
-            first_deadline=min((request.deadline for request in requests), default=math.inf),
+            quotas=quotas,
+            status=status,
+            returned=returned,
+            removed=removed,
+            filter_status=filter_status,
+            channel_us=np.zeros(len(self.channel_names)),
+            first_deadline=min([request.deadline for request in requests], default=math.inf),
             degraded=degraded,
         )
         started = time.perf_counter()
@@ -116,6 +140,7 @@ class Pipeline:
         run.hydrated = self._hydrator(run.requests)
 
     def _fan_out(self, run: Run) -> None:
+        step = self._steps[run.degraded]
         off: list[tuple[int, int]] = []
         for q, request in enumerate(run.requests):
             for name, quota in request.quotas.items():
@@ -124,27 +149,20 @@ class Pipeline:
                 if quota == 0:
                     off.append((c, q))
         if run.degraded:
-            factor = self._steps[run.degraded][1]
-            run.limits = np.ceil(run.limits * factor).astype(np.int32)
-            run.quotas = np.ceil(run.quotas * factor).astype(np.int32)
-        # As deep as the answer is long, so that each channel could backfill all that the others leave over.
+            run.limits = np.ceil(run.limits * step.limit).astype(np.int32)
+            run.quotas = np.ceil(run.quotas * step.limit).astype(np.int32)
         quotas = run.quotas[: self._first_fallback]
-        extra = self._filters.overfetch(run.batch)
-        run.whole_depth = np.maximum(quotas, run.limits) + extra
+        run.depth, run.whole_depth = depths(
+            quotas, run.limits, self._filters.overfetch(run.batch), step.asked, self.scene.depth
+        )
         for c, q in off:
             if c < self._first_fallback:
-                run.whole_depth[c, q] = 0
-        depth = run.whole_depth.copy()
-        if self.scene.depth:
-            # Of quotas that sum to less than the answer is long each channel gives more than its own.
-            stretch = np.maximum(1.0, run.limits / np.maximum(quotas.sum(axis=0), 1))
-            np.minimum(depth, np.ceil(quotas * stretch * self.scene.depth).astype(np.int32), out=depth)
-        run.depth = depth.copy()
-        run.answers = self._ask(run, range(self._first_fallback), depth)
+                run.depth[c, q] = run.whole_depth[c, q] = 0
+        run.answers = self._ask(run, range(self._first_fallback), run.depth.copy())
         run.columns = Columns.of(run.answers, len(run.requests))
 
     def _ask(self, run: Run, channels: Sequence[int], depth: Int32Array) -> list[CandidateBatch]:
-        return self._channels.ask(run, channels, depth, without=self._steps[run.degraded][2])
+        return self._channels.ask(run, channels, depth, without=self._steps[run.degraded].without)
 
     def _mask(self, run: Run) -> None:
         self._filters.mask(run, run.columns)
@@ -166,7 +184,7 @@ class Pipeline:
 
     def _fill(self, run: Run) -> None:
         """Where an answer is short ask the channels for more, then the fallback channels, which only backfill."""
-        if self.scene.depth:
+        if self.scene.depth and not run.degraded:  # a step of degrading is there to do less
             self._deepen(run)
         lengths = run.merged.offsets[1:] - run.merged.offsets[:-1]
         short = lengths < run.limits
@@ -193,17 +211,16 @@ class Pipeline:
         What they answer replaces what they did before. One that now fails is left with that, and says that it failed; one
         that there is no time for is not to blame.
         """
-        lengths = run.merged.offsets[1:] - run.merged.offsets[:-1]
         mine = slice(0, self._first_fallback)
-        status, returned = run.status[mine], run.returned[mine].copy()
-        reached = (status == ChannelStatus.OK) & (returned >= run.depth)
-        unasked = (status == _SKIPPED) & (run.depth == 0)
-        wanting = (lengths < run.limits) | (run.merged.eligible < run.quotas[mine])
-        again = (reached | unasked) & (run.depth < run.whole_depth) & wanting
-        channels = np.flatnonzero(again.any(axis=1)).tolist()
-        if not channels:
+        again = np.empty(run.depth.shape, np.bool_)
+        merged = run.merged
+        if not _may_have_more(
+            merged.offsets, merged.eligible, run.limits, run.quotas[mine], run.status[mine], run.returned[mine],
+            run.depth, run.whole_depth, again,
+        ):  # fmt: skip
             return
-        spent = run.channel_us[channels]
+        channels = np.flatnonzero(again.any(axis=1)).tolist()
+        returned, spent = run.returned[mine].copy(), run.channel_us[channels]
         before = run.status.copy()
         depths = np.where(again, run.whole_depth, 0)[channels].astype(np.int32)
         for c, answer in zip(channels, self._ask(run, channels, depths), strict=True):
@@ -220,3 +237,93 @@ class Pipeline:
         run.removed[:] = 0
         self._filters.mask(run, run.columns)
         self._merge(run)
+
+
+def depths(
+    quotas: Int32Array, limits: Int32Array, extra: Int32Array, asked: BoolArray, factor: float
+) -> tuple[Int32Array, Int32Array]:
+    """Return how many candidates each channel is asked for first, and how many at most.
+
+    At most as many as the answer is long, so that each channel could backfill all that the others leave over. First
+    `factor` times its quota; where the quotas of those that are asked sum to less than the answer is long, each gives
+    more than its own.
+
+    Args:
+        quotas: int32[channels, n].
+        limits: int32[n], how long each answer is.
+        extra: int32[n], how many filters may remove.
+        asked: bool[channels], which channels are asked at all.
+        factor: 0: all at once.
+
+    Returns:
+        int32[channels, n] twice.
+    """
+    first, most = np.empty(quotas.shape, np.int32), np.empty(quotas.shape, np.int32)
+    _depths(quotas, limits, extra, asked, float(factor), first, most)
+    return first, most
+
+
+@njit(nogil=True, cache=True)
+def _depths(quotas, limits, extra, asked, factor, first, most):  # type: ignore[no-untyped-def]
+    channels, n = quotas.shape
+    for q in range(n):
+        total = 0
+        for c in range(channels):
+            if asked[c]:
+                total += quotas[c, q]
+        stretch = max(1.0, limits[q] / max(total, 1))
+        for c in range(channels):
+            most[c, q] = max(quotas[c, q], limits[q]) + extra[q]
+            first[c, q] = most[c, q]
+            if factor > 0:
+                first[c, q] = min(most[c, q], np.int32(np.ceil(quotas[c, q] * stretch * factor)))
+
+
+def depths_reference(
+    quotas: Int32Array, limits: Int32Array, extra: Int32Array, asked: BoolArray, factor: float
+) -> tuple[Int32Array, Int32Array]:
+    """The plain NumPy twin of `depths`."""
+    most = (np.maximum(quotas, limits) + extra).astype(np.int32)
+    if not factor:
+        return most, most
+    stretch = np.maximum(1.0, limits / np.maximum(quotas[asked].sum(axis=0), 1))
+    return np.minimum(most, np.ceil(quotas * stretch * factor).astype(np.int32)), most
+
+
+@njit(nogil=True, cache=True)
+def _may_have_more(  # type: ignore[no-untyped-def]
+    offsets, eligible, limits, quotas, status, returned, depth, whole_depth, again
+):
+    """Say in `again`, bool[channels, n], who is to be asked more deeply, and return whether anybody is.
+
+    That is who gave all that was asked for, or was asked for nothing yet, where the answer is short or the channel's own
+    quota is not filled.
+    """
+    found = False
+    for q in range(limits.size):
+        short = offsets[q + 1] - offsets[q] < limits[q]
+        for c in range(depth.shape[0]):
+            reached = status[c, q] == _OK and returned[c, q] >= depth[c, q]
+            unasked = status[c, q] == _SKIPPED and depth[c, q] == 0
+            wanting = short or eligible[c, q] < quotas[c, q]
+            again[c, q] = (reached or unasked) and wanting and depth[c, q] < whole_depth[c, q]
+            found |= again[c, q]
+    return found
+
+
+def may_have_more_reference(
+    offsets: Int64Array,
+    eligible: Int32Array,
+    limits: Int32Array,
+    quotas: Int32Array,
+    status: Int32Array,
+    returned: Int32Array,
+    depth: Int32Array,
+    whole_depth: Int32Array,
+) -> BoolArray:
+    """The plain NumPy twin of `_may_have_more`: bool[channels, n]."""
+    reached = (status == _OK) & (returned >= depth)
+    unasked = (status == _SKIPPED) & (depth == 0)
+    wanting = (np.diff(offsets) < limits) | (eligible < quotas)
+    again: BoolArray = (reached | unasked) & wanting & (depth < whole_depth)
+    return again

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
+from numba import njit
 
 from engine.core.candidates import CandidateBatch, FanOut
 from engine.core.errors import StateUnavailableError
@@ -16,8 +18,7 @@ from engine.online.hydrate import Hydrated
 from engine.online.request import Request
 
 
-@dataclass(frozen=True, slots=True)
-class Columns:
+class Columns(NamedTuple):
     """The candidates of some channels for a batch, channel after channel: what filters and the merge work on.
 
     Of the filters `keep` says whether none removed the candidate, and `removed_by` which one did: int8[m], its place
@@ -34,16 +35,16 @@ class Columns:
     def of(cls, answers: Sequence[CandidateBatch], queries: int) -> Columns:
         """Put the answers end to end."""
         rows = np.concatenate([answer.rows for answer in answers])
-        ends = np.concatenate([answer.offsets for answer in answers]).reshape(len(answers), queries + 1)
-        offsets = np.zeros(len(answers) * queries + 1, np.int64)
-        before = ends[:, -1].cumsum() - ends[:, -1]
-        np.add(ends[:, 1:], before[:, None], out=offsets[1:].reshape(len(answers), queries))
+        offsets = np.empty(len(answers) * queries + 1, np.int64)
+        keep, removed_by = np.empty(rows.size, np.bool_), np.empty(rows.size, np.int8)
+        ends = np.concatenate([answer.offsets for answer in answers])
+        _begin(ends, queries, offsets, keep, removed_by)
         return cls(
             FanOut(rows, offsets, queries),
             np.concatenate([answer.scores for answer in answers]),
             np.concatenate([answer.triggers for answer in answers]),
-            np.ones(rows.size, np.bool_),
-            np.full(rows.size, -1, np.int8),
+            keep,
+            removed_by,
         )
 
     def followed_by(self, other: Columns) -> Columns:
@@ -99,3 +100,18 @@ class Run:
         mine, positions = self.columns.fan_out.alone(q)
         removed_by = self.columns.removed_by[positions]
         return [np.unique(mine.rows[removed_by == f]) for f in range(self.removed.shape[0])]
+
+
+@njit(nogil=True, cache=True)
+def _begin(ends, queries, offsets, keep, removed_by):  # type: ignore[no-untyped-def]
+    """Put the offsets of answers, `queries` + 1 each, end to end, and let every candidate stay."""
+    before = np.int64(0)
+    offsets[0] = 0
+    for segment in range(offsets.size - 1):
+        c, q = segment // queries, segment % queries
+        offsets[segment + 1] = before + ends[c * (queries + 1) + q + 1]
+        if q + 1 == queries:
+            before = offsets[segment + 1]
+    for p in range(keep.size):
+        keep[p] = True
+        removed_by[p] = -1

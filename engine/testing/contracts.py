@@ -211,9 +211,12 @@ def _same(batch: CandidateBatch, q: int, other: CandidateBatch, other_q: int = 0
 
 
 def _arrays(value: Any) -> Iterator[AnyArray]:
-    """Every array in a tree of dataclasses."""
+    """Every array in a tree of dataclasses and tuples."""
     if isinstance(value, np.ndarray):
         yield value
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _arrays(part)
     elif is_dataclass(value):
         for part in fields(value):
             yield from _arrays(getattr(value, part.name))

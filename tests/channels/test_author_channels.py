@@ -4,10 +4,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from channels.followed_authors import FollowedAuthors
 from channels.interacted_authors import InteractedAuthors
-from channels.similar_authors import SimilarAuthors, SimilarAuthorsOptions, author_neighbours, engagement
+from channels.similar_authors import (
+    SimilarAuthors,
+    SimilarAuthorsOptions,
+    author_neighbours,
+    engagement,
+    others,
+    others_reference,
+)
+from engine.core.candidates import CandidateBatch, Candidates
 from engine.core.channel import SilentProgress
 from engine.core.interactions import Interactions
 from engine.core.items import ItemColumns
@@ -192,6 +202,23 @@ def test_similar_authors_of_those_followed_or_liked_but_not_those_themselves():
     assert got.rows.tolist() == [4, 3]
     assert got.triggers.tolist() == [0, 2]
     assert answer(channel, asked(follows=[2, 3])).rows.tolist() == []
+
+
+@given(
+    st.lists(st.tuples(*[st.lists(st.integers(0, 9), unique=True, max_size=6)] * 2), min_size=1, max_size=4)
+)
+@settings(max_examples=100, deadline=None)
+def test_the_others_of_those_found_are_those_of_the_twin(queries):
+    found = CandidateBatch.of(
+        [
+            Candidates(*(np.array(rows, dtype) for dtype in (np.int32, np.float32, np.int32)))
+            for rows, _ in queries
+        ]
+    )
+    sources = RaggedRows.of([np.array(rows, np.int32) for _, rows in queries])
+    for mine, wanted in zip(others(found, sources), others_reference(found, sources), strict=True):
+        assert mine.dtype == wanted.dtype
+        assert mine.tolist() == wanted.tolist()
 
 
 @pytest.mark.parametrize("kind", [FollowedAuthors, InteractedAuthors, SimilarAuthors])

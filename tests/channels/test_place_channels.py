@@ -92,9 +92,21 @@ def test_around_a_cell_are_the_cells_that_its_geohash_has_for_neighbours(latitud
         except ValueError:  # beyond the pole
             continue
         expected += [middle, *(pygeohash.get_adjacent(middle, side) for side in ("left", "right"))]
-    keys, offsets = around(np.array([-1, cell_number(here)]), precision)
-    assert offsets.tolist() == [0, 0, keys.size]
-    assert keys.tolist() == list(dict.fromkeys(cell_number(name) for name in expected))
+    wanted = around(np.array([-1, cell_number(here)]), precision, 0.5)
+    numbers = [cell_number(name) for name in dict.fromkeys(expected)]
+    assert wanted.offsets.tolist() == [0, 0, len(numbers)]
+    assert wanted.keys.tolist() == wanted.triggers.tolist() == numbers
+    assert wanted.weights.tolist() == [1.0, *[0.5] * (len(numbers) - 1)]
+
+
+@given(places=st.lists(st.tuples(st.integers(-1024, 1024), st.integers(-1024, 1024)), max_size=20))
+@settings(max_examples=50, deadline=None)
+def test_a_place_on_the_border_of_cells_is_in_the_one_that_pygeohash_says(places):
+    latitude, longitude = (
+        np.array([place[at] * most / 1024 for place in places]) for at, most in ((0, 90), (1, 180))
+    )
+    names = [pygeohash.encode(*place, 5) for place in zip(latitude.tolist(), longitude.tolist(), strict=True)]
+    assert cells(latitude, longitude, 5).tolist() == [cell_number(name) for name in names]
 
 
 def test_known_cells_and_places_that_are_none():

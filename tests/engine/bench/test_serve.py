@@ -64,6 +64,9 @@ def test_bench_serve_measures_the_server_beside_an_echo_and_the_baseline(world, 
     assert report["answer_bytes"] > 20 * LIMIT
     assert report["half_offered_per_s"] > 0
     assert 0 < report["half_answered_share"] <= 1
+    assert 0 < report["degrading_answered_share"] <= 1
+    assert report["degrading_answer_bytes"] <= 1.01 * report["answer_bytes"]
+    assert report["half_answer_bytes"] == pytest.approx(report["answer_bytes"], rel=0.1)
     assert [row["in_flight"] for row in report["concurrency"]] == [2]
     kernels = report["kernels"]
     assert {"engine.core.gather._gather", "engine.core.merge._merge"} <= kernels["kernels"].keys()

@@ -169,7 +169,7 @@ def test_without_guards_a_coroutine_is_waited_for_on_the_thread_that_asks(guarde
 
 
 def batch_with(answer: CandidateBatch, **columns) -> CandidateBatch:
-    return replace(answer, **columns)
+    return answer._replace(**columns)
 
 
 def repeated(answer: CandidateBatch) -> CandidateBatch:
