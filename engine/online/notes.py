@@ -15,10 +15,6 @@ Note = TypeVar("Note")
 PAUSE_SECONDS = 0.05
 """How often the thread looks. To be woken for each note would cost the compute thread more than the note."""
 
-TOGETHER = 256
-"""Notes that are handled together at most."""
-
-
 class Notes(Generic[Note]):
     """Takes notes from any thread and has them handled, in order, on its own."""
 
@@ -27,6 +23,7 @@ class Notes(Generic[Note]):
         name: str,
         handle: Callable[[Sequence[Note]], None],
         dropped: Callable[[int], None],
+        together: int = 256,
         most: int = 10_000,
     ) -> None:
         """Start the thread.
@@ -35,11 +32,13 @@ class Notes(Generic[Note]):
             name: of the thread.
             handle: handles some notes; what it raises is logged, and these notes are dropped.
             dropped: told how many notes were dropped.
+            together: notes that are handled together at most.
             most: how many may wait; more are dropped.
         """
         self._name = name
         self._handle = handle
         self._dropped = dropped
+        self._together = together
         self._most = most
         self._waiting: deque[Note] = deque()
         self._closing = threading.Event()
@@ -64,7 +63,7 @@ class Notes(Generic[Note]):
             closing = self._closing.wait(PAUSE_SECONDS)
             while self._waiting:
                 # Nobody else takes from it.
-                notes = [self._waiting.popleft() for _ in range(min(TOGETHER, len(self._waiting)))]
+                notes = [self._waiting.popleft() for _ in range(min(self._together, len(self._waiting)))]
                 try:
                     self._handle(notes)
                 except Exception:  # the thread must outlive whatever a note does

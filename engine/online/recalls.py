@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from itertools import pairwise
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numba import njit
 
 from engine.core.errors import StateError
-from engine.core.types import Int64Array, RaggedRows
+from engine.core.types import BoolArray, Int64Array
 from engine.online.metrics import Metrics
 from engine.online.notes import Notes
 from engine.online.pipeline import Pipeline
@@ -24,6 +26,9 @@ from engine.state.writes import UserStore, Writes
 log = logging.getLogger(__name__)
 
 _Note = tuple[bytes, Int64Array]
+
+TOGETHER = 16
+"""Users who are written together at most: the store reads nobody's state meanwhile, 80 us a user."""
 
 
 class Recalls:
@@ -39,7 +44,7 @@ class Recalls:
         self._users = users
         self._metrics = metrics
         self._failing = False
-        self._notes: Notes[_Note] = Notes("recalls", self._write, self._drop)
+        self._notes: Notes[_Note] = Notes("recalls", self._write, self._drop, TOGETHER)
 
     def note(self, pipeline: Pipeline, run: Run, keys: Int64Array) -> None:
         """Note what a batch's answers hold of the channels that count it; on the compute thread.
@@ -48,13 +53,12 @@ class Recalls:
             pipeline, run: what made the answers.
             keys: int64[items], the key of each row.
         """
-        found = recalled(pipeline, run)
+        found = recalled(pipeline, run, keys)
         if found is None:
             return
-        rows, ends = found.rows, found.offsets.tolist()
-        for q, request in enumerate(run.requests):
-            if request.user_id is not None and ends[q] < ends[q + 1]:
-                self._notes.put((user_tag(request.user_id), keys[rows[ends[q] : ends[q + 1]]]))
+        for request, items in zip(run.requests, found, strict=True):
+            if request.user_id is not None and items.size:
+                self._notes.put((user_tag(request.user_id), items))
 
     def close(self, patience: float | None = None) -> None:
         """Write what waits, at most `patience` seconds long, and stop."""
@@ -78,28 +82,49 @@ class Recalls:
             self._metrics.recalls_dropped.inc(count)
 
 
-def recalled(pipeline: Pipeline, run: Run) -> RaggedRows | None:
-    """Return which items of each answer a channel that counts them proposed; None where there is no such channel."""
-    counts = np.array([channel.counts_recalls for channel in pipeline.channels], np.bool_)
-    if not counts.any():
+_counting: WeakKeyDictionary[Pipeline, BoolArray | None] = WeakKeyDictionary()
+"""Which channels of a pipeline count recalls; None where none does."""
+
+
+def _counts(pipeline: Pipeline) -> BoolArray | None:
+    if pipeline not in _counting:
+        counts = np.array([channel.counts_recalls for channel in pipeline.channels], np.bool_)
+        _counting[pipeline] = counts if counts.any() else None
+    return _counting[pipeline]
+
+
+def recalled(pipeline: Pipeline, run: Run, keys: Int64Array) -> list[Int64Array] | None:
+    """Return the keys of the items of each answer that a channel proposed which counts them.
+
+    Args:
+        pipeline, run: what made the answers.
+        keys: int64[items], the key of each row.
+
+    Returns:
+        int64[...] per query; None where no channel counts.
+    """
+    counts = _counts(pipeline)
+    if counts is None:
         return None
     merged = run.merged
-    rows, offsets = np.empty(merged.rows.size, np.int32), np.empty(len(run.requests) + 1, np.int64)
+    found, offsets = np.empty(merged.rows.size, np.int64), np.empty(len(run.requests) + 1, np.int64)
     _recalled(
-        merged.offsets, merged.rows, merged.proposal_offsets, merged.proposal_channels, counts, rows, offsets
-    )
-    return RaggedRows(rows[: int(offsets[-1])], offsets)
+        merged.offsets, merged.rows, merged.proposal_offsets, merged.proposal_channels, counts, keys, found, offsets
+    )  # fmt: skip
+    return [found[begin:end].copy() for begin, end in pairwise(offsets.tolist())]
 
 
 @njit(nogil=True, cache=True)
-def _recalled(offsets, rows, proposal_offsets, proposal_channels, counts, out, out_offsets):  # type: ignore[no-untyped-def]
-    """Write which items of each answer were proposed by a channel that counts."""
+def _recalled(  # type: ignore[no-untyped-def]
+    offsets, rows, proposal_offsets, proposal_channels, counts, keys, out, out_offsets
+):  # fmt: skip
+    """Write the keys of the items of each answer that were proposed by a channel that counts."""
     to = out_offsets[0] = 0
     for q in range(offsets.size - 1):
         for item in range(offsets[q], offsets[q + 1]):
             for p in range(proposal_offsets[item], proposal_offsets[item + 1]):
                 if counts[proposal_channels[p]]:
-                    out[to] = rows[item]
+                    out[to] = keys[rows[item]]
                     to += 1
                     break
         out_offsets[q + 1] = to

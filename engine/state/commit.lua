@@ -333,14 +333,28 @@ local function apply(user, at, last, behind)
         left, flags = table.concat(kept), WITH
         set(user .. ':c', left, old == '')
       end
-    else -- leftovers were recalled once more
+    else -- leftovers were recalled once more: most of them at a time, so all are written in one go
       left = left or call('GET', user .. ':c') or ''
+      local recalled, parts, done = {}, {}, 0
       for each = first, at - 1, 8 do
-        local place = find_record(left, sub(users, each, each + 7), RECORD)
-        if place then
-          local count = unpack_from('<I4', left, place + 8)
-          if count < 4294967294 then mark(place, pack('<I4', count + 1)) end
+        local item = sub(users, each, each + 7)
+        recalled[item] = (recalled[item] or 0) + 1
+      end
+      for each = 1, #left, RECORD do
+        local more = recalled[sub(left, each, each + 7)]
+        if more then
+          local count = unpack_from('<I4', left, each + 8)
+          if count < 4294967294 then
+            parts[#parts + 1] = sub(left, done + 1, each + 7)
+            parts[#parts + 1] = pack('<I4', min(count + more, 4294967294))
+            done = each + 11
+          end
         end
+      end
+      if done > 0 then
+        local part = table.concat(parts)
+        call('SETRANGE', user .. ':c', 0, part)
+        left = part .. sub(left, done + 1)
       end
     end
   end
