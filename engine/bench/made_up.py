@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from engine.core.live import Leftovers, LiveState
+from engine.core.ragged import put_first
 from engine.core.types import AnyArray, Float64Array, Int32Array, Int64Array, RaggedRows
 from engine.data.catalogue import AUTHOR, Catalogue
 from engine.data.columns import CodedColumn, TextColumn
@@ -93,14 +93,14 @@ class MadeUpState:
             rows(LEFTOVERS, len(catalogue.items)),
         )
 
-    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Sequence[str]) -> UserRead:
+    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Int32Array) -> UserRead:
         """Return what is known of each user."""
         profiles = users % PROFILES
         n, leftovers = users.size, self.leftovers[profiles]
         live = replace(
             LiveState.empty(n),
             follows=_ragged(self.follows[profiles]),
-            cities=_ragged(self.cities[profiles]),
+            cities=put_first(_ragged(self.cities[profiles]), cities),
             leftovers=Leftovers(
                 leftovers.ravel(),
                 np.linspace(1, 0, leftovers.size, dtype=np.float32),

@@ -14,7 +14,7 @@ from engine.bench.report import circumstances, spread
 from engine.config import Config
 from engine.core.channel import Progress
 from engine.core.memory import MemorySink
-from engine.core.types import AnyArray, Int32Array, Int64Array
+from engine.core.types import NO_ROW, AnyArray, Int32Array, Int64Array
 from engine.data.catalogue import Catalogue
 from engine.data.dataset import Dataset
 from engine.data.events import EventLog, interest_matrix
@@ -161,7 +161,7 @@ class _Used:
     def __init__(self, users: UserState) -> None:
         self._users = users
 
-    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Sequence[str]) -> UserRead:
+    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Int32Array) -> UserRead:
         known = self._users.read(user_ids, users, now, cities)
         assert known.live.follows
         return known
@@ -169,7 +169,7 @@ class _Used:
 
 def _reads(reader: UserState, catalogue: LiveCatalogue, batches: list[Any]) -> list[Callable[[], object]]:
     now = np.full(batches[0].size, int(time.time()), np.int64)
-    cities = ("",) * now.size
+    cities = np.full(now.size, NO_ROW, np.int32)
     return [
         functools.partial(_read, reader, batch, catalogue.users.rows(batch), now, cities) for batch in batches
     ]

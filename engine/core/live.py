@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -40,8 +40,7 @@ class Exposure(Protocol):
         """
 
 
-@dataclass(frozen=True, slots=True)
-class Leftovers:
+class Leftovers(NamedTuple):
     """What an earlier fine ranking of each user left over, newest first; query q owns [offsets[q], offsets[q + 1]).
 
     Attributes:
@@ -107,10 +106,12 @@ class LiveState:
     available: bool
 
     @classmethod
-    def empty(cls, size: int, available: bool = True) -> LiveState:
-        """Return the state of `size` users of whom nothing is known."""
+    def empty(cls, size: int, available: bool = True, cities: RaggedRows | None = None) -> LiveState:
+        """Return the state of `size` users of whom nothing is known, but for where they are perhaps."""
         nothing = RaggedRows.empty(size)
-        return cls(nothing, nothing, nothing, nothing, nothing, Leftovers.empty(size), None, available)
+        return cls(
+            nothing, nothing, nothing, nothing, cities or nothing, Leftovers.empty(size), None, available
+        )
 
     def alone(self, q: int) -> LiveState:
         """Return query q's part as that of a batch of one."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +19,7 @@ from engine.core.types import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class History:
+class History(NamedTuple):
     """What each user of a batch did most recently, newest first; query q owns [offsets[q], offsets[q + 1]).
 
     Attributes:
@@ -160,13 +159,15 @@ class QueryBatch:
 
 
 def _detached(value: Any) -> Any:
-    """Copy every array in a tree of dataclasses and seal the copy."""
+    """Copy every array in a tree of dataclasses and tuples of names, and seal the copy."""
     if isinstance(value, np.ndarray):
         copy = value.copy()
         copy.flags.writeable = False
         return copy
     if is_dataclass(value) and not isinstance(value, type):
         return type(value)(*(_detached(getattr(value, part.name)) for part in fields(value)))
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_detached, value))
     return value
 
 

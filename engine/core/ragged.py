@@ -16,6 +16,11 @@ def first_and_others(lists: RaggedRows, others: float) -> Float32Array:
     return weights
 
 
+def alone_first(first: Int32Array) -> RaggedRows:
+    """Return lists of nothing but the row that `put_first` would put first."""
+    return put_first(RaggedRows.empty(first.size), first)
+
+
 def put_first(lists: RaggedRows, first: Int32Array) -> RaggedRows:
     """Return the lists, each with one row at its front, which stands nowhere else in it then.
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +21,7 @@ NO_ROW = -1
 """What a lookup answers for an id it does not know, and what a column holds where nothing applies."""
 
 
-@dataclass(frozen=True, slots=True)
-class RaggedRows:
+class RaggedRows(NamedTuple):
     """One list of catalogue rows per query: query q owns rows[offsets[q]:offsets[q + 1]]."""
 
     rows: Int32Array
@@ -51,4 +49,4 @@ class RaggedRows:
     @property
     def lengths(self) -> Int64Array:
         """int64[queries]: the length of each list."""
-        return np.diff(self.offsets)
+        return self.offsets[1:] - self.offsets[:-1]

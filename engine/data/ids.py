@@ -39,7 +39,7 @@ class IdIndex:
     Immutable, and safe to use from several threads.
     """
 
-    __slots__ = ("_table", "_values")
+    __slots__ = ("_numbers", "_table", "_values")
 
     def __init__(self, values: AnyArray, table: Int32Array | None = None) -> None:
         """Wrap arrays that are known to be right; `of` makes them from any ids.
@@ -51,6 +51,7 @@ class IdIndex:
         # Always read-only, as a mapped snapshot is: one compiled form of the kernels serves both.
         self._values = _frozen(values)
         self._table = _frozen(_build_table(values) if table is None else table)
+        self._numbers: Int64Array = self._values if self.kind == "int64" else _frozen(np.empty(0, np.int64))
 
     @classmethod
     def of(cls, values: Any, file: str = "ids", column: str = "") -> Self:
@@ -90,6 +91,11 @@ class IdIndex:
     def tables(self) -> tuple[AnyArray, Int32Array]:
         """The ids in rising order and the hash table of their rows, read-only; of integers, for `find_integers`."""
         return self._values, self._table
+
+    @property
+    def numbers(self) -> Int64Array:
+        """int64[n], read-only: the ids in rising order; of strings none."""
+        return self._numbers
 
     def rows(self, ids: Any) -> Int32Array:
         """Return int32[n]: the row of each id; -1 (`NO_ROW`) for an id that the index does not hold.

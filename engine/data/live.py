@@ -21,6 +21,9 @@ KeyTables: TypeAlias = tuple[Int64Array, Int32Array, Int64Array, Int32Array, Int
 """What `find_keys` looks keys up in: values and table of integer ids, then keys and rows of string ids and of new ids."""
 
 
+_NO_NUMBERS = np.empty(0, np.int64)
+
+
 class LiveIds:
     """An `IdIndex` that takes new ids: theirs are the rows past its end, in the order in which they came.
 
@@ -101,6 +104,14 @@ class LiveIds:
     def key_tables(self) -> KeyTables:
         """What `find_keys` takes; as it is until the next id is added."""
         return *self._integers, *self._rows_of_keys.arrays, *self._rows_of_new.arrays
+
+    @property
+    def numbers(self) -> tuple[Int64Array, Int64Array]:
+        """int64[...] twice: ids of the rows of the index, and of those past its end; of strings none.
+
+        As it is until the next id is added; behind the last id there is room, which means nothing.
+        """
+        return self._base.numbers, self._new if self.kind == "int64" else _NO_NUMBERS
 
     def keys(self, rows: Int32Array) -> Int64Array:
         """Return int64[n]: the keys of some rows."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,7 +43,7 @@ class PastState:
     follows: Interactions | None = None
     leftovers: PastLeftovers | None = None
 
-    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Sequence[str]) -> UserRead:
+    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Int32Array) -> UserRead:
         """Return what was known of each user."""
         known = self.histories.read(user_ids, users, now, cities)
         live = known.live

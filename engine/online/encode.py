@@ -7,9 +7,9 @@ import math
 import time
 from asyncio import CancelledError
 from collections.abc import Sequence
-from functools import cache, lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numba import njit
@@ -21,7 +21,17 @@ from engine.core.errors import ContractError
 from engine.core.types import Int64Array, UInt8Array
 from engine.data.ids import IdIndex
 from engine.data.live import LiveCatalogue, LiveIds
-from engine.online.response_bytes import TRIGGER_ID, TRIGGER_KEY, Ids, Reports, Texts, response_bytes
+from engine.online.response_bytes import (
+    NO_KEYS,
+    NO_TEXTS,
+    NO_TRIGGER,
+    TRIGGER_ID,
+    TRIGGER_KEY,
+    Ids,
+    Reports,
+    Texts,
+    response_bytes,
+)
 
 if TYPE_CHECKING:
     from engine.online.pipeline import Pipeline
@@ -30,6 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_OF_ITEM, _OF_USER, _OF_AUTHOR = int(TriggerKind.ITEM), int(TriggerKind.USER), int(TriggerKind.AUTHOR)
 _FAILURES = (Exception, SystemExit, CancelledError)
 _SECONDS_BETWEEN_WARNINGS = 60.0
 _complained = -math.inf
@@ -47,68 +58,115 @@ def encode(
         request_ids: n ids, which come back in the answers.
         debug: which answers get DebugInfo.
     """
-    merged, catalogue = run.merged, replica.catalogue
-    kinds = [channel.trigger_kind for channel in pipeline.channels]
-    triggers, forms = external_triggers(run, pipeline.channels, catalogue)
-    heads = [
-        pb.RecallResponse(
-            request_id=request_id, debug=_debug(run, q, pipeline, catalogue.items) if debug[q] else None
-        ).SerializeToString()
-        for q, request_id in enumerate(request_ids)
-    ]
-    # Messages written one behind the other are one message: what never differs is written once.
-    same = _same(replica.release, tuple(replica.versions.items()), replica.log_offset)
+    scene = _scenes.get(pipeline)
+    if scene is None:
+        scene = _scenes[pipeline] = _Scene(pipeline, replica.catalogue)
+    items, triggers, forms = external_ids(run, scene)
+    details = NO_TEXTS
+    if any(debug):
+        known = replica.catalogue.items
+        details = Texts.of(
+            [
+                _debug(run, q, pipeline, known).SerializeToString() if wanted else b""
+                for q, wanted in enumerate(debug)
+            ]
+        )
     answers, offsets = response_bytes(
-        merged,
-        Ids.of(catalogue.items.encoded(merged.rows)),
+        run.merged,
+        items,
         run.columns.scores,
         triggers,
         forms,
-        _reports(run, pipeline, kinds),
-        Texts.of(heads),
-        same,
+        _reports(run, scene),
+        Texts.of([request_id.encode() for request_id in request_ids]),
+        details,
+        scene.tail(replica),
     )
     return [answers[begin:end].tobytes() for begin, end in pairwise(offsets.tolist())]
 
 
-def _reports(run: Run, pipeline: Pipeline, kinds: Sequence[TriggerKind]) -> Reports:
-    hydrated = run.hydrated
-    n = len(run.requests)
-    unknown = np.zeros((4, n), np.int32)
-    unknown[0] = [
-        user < 0 and request.user_id is not None
-        for user, request in zip(hydrated.batch.users.tolist(), run.requests, strict=True)
-    ]
-    unknown[1:] = hydrated.unknown_recent, hydrated.unknown_excluded, hydrated.unknown_triggers
-    messages = [b""] * (len(kinds) * n if run.messages else 0)
-    for (c, q), text in run.messages.items():
-        messages[c * n + q] = text.encode()
+class _Scene:
+    """What is the same in all answers of a pipeline.
+
+    Attributes:
+        catalogue: whose rows the triggers of items, users and authors are.
+        numbers: whether the ids of items are numbers.
+        channels, filters: as `Reports` has them.
+        kinds: int32[c], trigger kinds.
+        tables: uint8[c], which of the tables of numbers has the ids of the channel's triggers; 0 where a trigger's
+            number is the id, or a key will stand instead.
+        forms: uint8[c], in which form an answer has a trigger.
+        keyed: kinds of trigger in use whose ids are strings, with the index that has them.
+        naming: channels that name their triggers, by number.
+    """
+
+    def __init__(self, pipeline: Pipeline, catalogue: LiveCatalogue) -> None:
+        kinds = [channel.trigger_kind for channel in pipeline.channels]
+        indexes: dict[TriggerKind, LiveIds | IdIndex] = {
+            TriggerKind.ITEM: catalogue.items,
+            TriggerKind.USER: catalogue.users,
+            TriggerKind.AUTHOR: catalogue.authors,
+        }
+        self.catalogue = catalogue
+        self.numbers = catalogue.items.kind == "int64"
+        self.channels = _texts(pipeline.channel_names)
+        self.filters = _texts(pipeline.filter_names)
+        self.kinds = np.array(kinds, np.int32)
+        # Rows of the other kinds mean something inside their channel alone: it names them, or the number itself does.
+        self.tables = np.array([kind if kind in indexes else 0 for kind in kinds], np.uint8)
+        self.forms = np.array([TRIGGER_ID if kind else NO_TRIGGER for kind in kinds], np.uint8)
+        self.keyed = [
+            (kind, index) for kind, index in indexes.items() if kind in kinds and index.kind == "string"
+        ]
+        for kind, _ in self.keyed:
+            self.tables[self.kinds == kind] = 0
+            self.forms[self.kinds == kind] = TRIGGER_KEY
+        self.naming = [(c, channel) for c, channel in enumerate(pipeline.channels) if names_triggers(channel)]
+        self._tail: UInt8Array = np.empty(0, np.uint8)
+        self._tail_of: tuple[object, ...] = ()
+
+    def tail(self, replica: Replica) -> UInt8Array:
+        """Return the fields that never differ: messages written one behind the other are one message."""
+        what = replica.release, replica.versions, replica.log_offset
+        if what != self._tail_of:
+            same = pb.RecallResponse(
+                release=replica.release, snapshots=dict(replica.versions), log_offset=replica.log_offset
+            )
+            self._tail = np.frombuffer(same.SerializeToString(deterministic=True), np.uint8)
+            self._tail_of = what
+        return self._tail
+
+
+_scenes: WeakKeyDictionary[Pipeline, _Scene] = WeakKeyDictionary()
+
+
+def _texts(names: Sequence[str]) -> Texts:
+    return Texts.of([pb.Proposal(channel=name).SerializeToString() for name in names])
+
+
+def _reports(run: Run, scene: _Scene) -> Reports:
+    messages = NO_TEXTS
+    if run.messages:
+        n = len(run.requests)
+        texts = [b""] * (scene.kinds.size * n)
+        for (c, q), text in run.messages.items():
+            texts[c * n + q] = text.encode()
+        messages = Texts.of(texts)
     return Reports(
-        channels=_texts(pipeline.channel_names),
-        filters=_texts(pipeline.filter_names),
-        kinds=np.array(kinds, np.int32),
+        channels=scene.channels,
+        filters=scene.filters,
+        kinds=scene.kinds,
         status=run.status,
         returned=run.returned,
         eligible=run.merged.eligible,
         kept=run.merged.kept,
-        microseconds=(run.channel_us / n).astype(np.int64),
-        messages=Texts.of(messages),
+        microseconds=run.channel_us,
+        messages=messages,
         removed=run.removed,
         filter_status=run.filter_status,
-        unknown=unknown,
+        unknown=run.hydrated.unknown,
         degraded=run.degraded,
     )
-
-
-@lru_cache(maxsize=8)
-def _same(release: str, snapshots: tuple[tuple[str, str], ...], log_offset: str) -> UInt8Array:
-    same = pb.RecallResponse(release=release, snapshots=dict(snapshots), log_offset=log_offset)
-    return np.frombuffer(same.SerializeToString(deterministic=True), np.uint8)
-
-
-@cache
-def _texts(names: tuple[str, ...]) -> Texts:
-    return Texts.of([pb.Proposal(channel=name).SerializeToString() for name in names])
 
 
 def _debug(run: Run, q: int, pipeline: Pipeline, items: LiveIds) -> pb.DebugInfo:
@@ -124,51 +182,32 @@ def _debug(run: Run, q: int, pipeline: Pipeline, items: LiveIds) -> pb.DebugInfo
     return debug
 
 
-def external_triggers(
-    run: Run, channels: Sequence[Channel], catalogue: LiveCatalogue
-) -> tuple[Ids, UInt8Array]:
-    """Return the trigger of each proposal, and in which form it has one.
-
-    Args:
-        run: the batch.
-        channels: of the pipeline.
-        catalogue: whose rows the triggers of items, users and authors are.
-    """
-    merged = run.merged
-    kinds = [channel.trigger_kind for channel in channels]
-    numbers = np.empty(merged.proposal_sources.size, np.int64)
-    kind_of = np.empty(numbers.size, np.uint8)
-    _trigger_rows(
-        run.columns.triggers, merged.proposal_sources, merged.proposal_channels, np.array(kinds, np.uint8), numbers,
-        kind_of,
+def external_ids(run: Run, scene: _Scene) -> tuple[Ids, Ids, UInt8Array]:
+    """Return the ids of the batch's items, those of the proposals' triggers, and in which form each has one."""
+    merged, catalogue = run.merged, scene.catalogue
+    numbers = np.empty(merged.rows.size, np.int64)
+    triggers = np.empty(merged.proposal_sources.size, np.int64)
+    forms = np.empty(triggers.size, np.uint8)
+    _look_up(
+        merged.rows, run.columns.triggers, merged.proposal_sources, merged.proposal_channels, scene.tables, scene.forms,
+        *catalogue.items.numbers, catalogue.users.numbers, *catalogue.authors.numbers, numbers, triggers, forms,
     )  # fmt: skip
-    # Rows of the other kinds mean something inside their channel alone: it names them, or the number itself does.
-    forms = np.minimum(kind_of, TRIGGER_ID)
-    keys = np.zeros((numbers.size, 0), np.uint8)
-    indexes: dict[TriggerKind, LiveIds | IdIndex] = {
-        TriggerKind.ITEM: catalogue.items,
-        TriggerKind.USER: catalogue.users,
-        TriggerKind.AUTHOR: catalogue.authors,
-    }
-    for kind in set(kinds) & indexes.keys():
-        index = indexes[kind]
-        at = np.flatnonzero(kind_of == int(kind))
-        if not at.size:
-            continue
-        own = index.encoded(numbers[at].astype(np.int32))
-        if index.kind == "int64":
-            numbers[at] = own
-            continue
-        keys = _with_keys(keys, at, own)
-        forms[at] = TRIGGER_KEY
-    for c, channel in enumerate(channels):
-        if names_triggers(channel):
-            at = np.flatnonzero((merged.proposal_channels == c) & (numbers >= 0))
-            names = _names(channel, numbers[at]) if at.size else None
+    items = Ids(numbers, NO_KEYS) if scene.numbers else Ids.of(catalogue.items.encoded(merged.rows))
+    keys = NO_KEYS
+    if scene.keyed or scene.naming:
+        keys = np.zeros((triggers.size, 0), np.uint8)
+        has_one = forms != NO_TRIGGER
+        for kind, index in scene.keyed:
+            at = np.flatnonzero(has_one & (scene.kinds == kind)[merged.proposal_channels])
+            if at.size:
+                keys = _with_keys(keys, at, index.encoded(triggers[at].astype(np.int32)))
+        for c, channel in scene.naming:
+            at = np.flatnonzero((merged.proposal_channels == c) & (triggers >= 0))
+            names = _names(channel, triggers[at]) if at.size else None
             if names is not None:
                 keys = _with_keys(keys, at, names)
                 forms[at] = TRIGGER_KEY
-    return Ids(numbers, keys), forms
+    return items, Ids(triggers, keys), forms
 
 
 def _names(channel: Channel, triggers: Int64Array) -> UInt8Array | None:
@@ -199,7 +238,34 @@ def _with_keys(keys: UInt8Array, at: Int64Array, own: UInt8Array) -> UInt8Array:
 
 
 @njit(nogil=True, cache=True)
-def _trigger_rows(triggers, sources, channels, kinds, rows, kind_of):  # type: ignore[no-untyped-def]
+def _look_up(  # type: ignore[no-untyped-def]
+    rows, trigger_rows, sources, channels, tables, form_of, items, new_items, users, authors, new_authors,
+    numbers, triggers, forms,
+):  # fmt: skip
+    """Look up the ids of items and triggers, and which form a trigger has; where ids are strings, rows stay.
+
+    Args:
+        rows: int32[m], the items.
+        trigger_rows: int32[...], by `sources`; negative where there is none.
+        sources, channels: int64[p], int32[p], of the proposals.
+        tables, form_of: of `_Scene`.
+        items, new_items, users, authors, new_authors: `numbers` of `LiveIds` and `IdIndex`.
+        numbers: int64[m], out; left as it is where ids are strings.
+        triggers, forms: int64[p], uint8[p], out.
+    """
+    if items.size + new_items.size > 0:
+        for i in range(rows.size):
+            row = rows[i]
+            numbers[i] = items[np.uint64(row)] if row < items.size else new_items[row - items.size]
     for p in range(sources.size):
-        rows[p] = triggers[sources[p]]
-        kind_of[p] = kinds[channels[p]] if rows[p] >= 0 else 0
+        row, c = trigger_rows[sources[p]], channels[p]
+        triggers[p], forms[p] = row, form_of[c] if row >= 0 else NO_TRIGGER
+        if row >= 0:
+            if tables[c] == _OF_ITEM:
+                triggers[p] = items[np.uint64(row)] if row < items.size else new_items[row - items.size]
+            elif tables[c] == _OF_USER:
+                triggers[p] = users[np.uint64(row)]
+            elif tables[c] == _OF_AUTHOR:
+                triggers[p] = (
+                    authors[np.uint64(row)] if row < authors.size else new_authors[row - authors.size]
+                )

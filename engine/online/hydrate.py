@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
 from engine.core.items import ItemColumns
-from engine.core.live import LiveState
 from engine.core.query import History, QueryBatch
-from engine.core.ragged import put_first
 from engine.core.types import NO_ROW, AnyArray, Float32Array, Int32Array, Int64Array, RaggedRows
 from engine.data.ids import IdIndex
 from engine.data.live import LiveIds
@@ -19,20 +17,17 @@ from engine.online.request import RecentItems, Request
 from engine.state.history import UserState
 
 
-@dataclass(frozen=True, slots=True)
-class Hydrated:
+class Hydrated(NamedTuple):
     """The batch, and what its requests named that the catalogue does not know.
 
     Attributes:
         batch: the batch.
-        unknown_recent: int32[n], items per query that the catalogue does not know or whose event has no points.
-        unknown_excluded, unknown_triggers: int32[n], items per query that the catalogue does not know.
+        unknown: int32[4, n], the fields of UnknownIds in their order: 1 where it does not know the user; how many recent
+            items it does not know, or have an event without points; how many excluded items, and how many triggers.
     """
 
     batch: QueryBatch
-    unknown_recent: Int32Array
-    unknown_excluded: Int32Array
-    unknown_triggers: Int32Array
+    unknown: Int32Array
 
 
 class Hydrator:
@@ -81,25 +76,22 @@ class Hydrator:
         # A guest's stand-in (-1, or the empty string) is no id, so the index answers "unknown".
         user_ids = np.array([self._guest if r.user_id is None else r.user_id for r in requests])
         users = self._user_index.rows(user_ids)
-        unknown_recent = np.zeros(n, np.int32)
-        unknown_excluded = np.zeros(n, np.int32)
-        unknown_triggers = np.zeros(n, np.int32)
+        unknown = np.zeros((4, n), np.int32)
+        unknown_user, unknown_recent, unknown_excluded, unknown_triggers = unknown
+        for q, (user, request) in enumerate(zip(users.tolist(), requests, strict=True)):
+            if user < 0 and request.user_id is not None:
+                unknown_user[q] = 1
         now = np.array([r.now for r in requests], np.int64)
-        cities = tuple(r.city for r in requests)
-        known = self._state.read(user_ids, users, now, cities)
+        known = self._state.read(user_ids, users, now, self._city_codes(requests))
         history = known.history
         if any(r.recent is not None for r in requests):
             history = self._with_recent(history, requests, unknown_recent)
-        excluded = RaggedRows.empty(n)
+        excluded = triggers = RaggedRows.empty(n)
         if any(r.excluded is not None for r in requests):
             excluded = self._rows([r.excluded for r in requests], unknown_excluded)
-        triggers = RaggedRows.empty(n)
         if any(r.triggers is not None for r in requests):
             triggers = _each_once(self._rows([r.triggers for r in requests], unknown_triggers))
             excluded = _end_to_end(excluded, triggers)  # more like an item is not the item
-        live = known.live
-        if any(cities):
-            live = self._with_current_city(live, cities)
         for column in (history.rows, history.weights, history.timestamps, excluded.rows, triggers.rows):
             column.flags.writeable = (
                 False  # as a mapped snapshot's: one compiled form of each kernel serves both
@@ -112,12 +104,12 @@ class Hydrator:
             now=now,
             latitude=np.array([r.latitude for r in requests], np.float64),
             longitude=np.array([r.longitude for r in requests], np.float64),
-            cities=cities,
+            cities=tuple(r.city for r in requests),
             devices=tuple(r.device for r in requests),
-            live=live,
+            live=known.live,
             triggers=triggers,
         )
-        return Hydrated(batch, unknown_recent, unknown_excluded, unknown_triggers)
+        return Hydrated(batch, unknown)
 
     def _rows(self, given: Sequence[AnyArray | None], unknown: Int32Array) -> RaggedRows:
         """Look up the items that each request names."""
@@ -132,11 +124,9 @@ class Hydrator:
             lists.append(rows)
         return RaggedRows.of(lists)
 
-    def _with_current_city(self, live: LiveState, cities: Sequence[str]) -> LiveState:
-        """Put the city that each request names in front of those where its user was."""
+    def _city_codes(self, requests: Sequence[Request]) -> Int32Array:
         codes = {} if self._columns is None else self._columns.city_codes
-        current = np.array([codes.get(city, NO_ROW) for city in cities], np.int32)
-        return replace(live, cities=put_first(live.cities, current))
+        return np.array([codes.get(r.city, NO_ROW) if r.city else NO_ROW for r in requests], np.int32)
 
     def _with_recent(self, stored: History, requests: Sequence[Request], unknown: Int32Array) -> History:
         parts: list[tuple[Int32Array, Float32Array, Int64Array]] = []

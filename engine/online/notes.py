@@ -15,6 +15,7 @@ Note = TypeVar("Note")
 PAUSE_SECONDS = 0.05
 """How often the thread looks. To be woken for each note would cost the compute thread more than the note."""
 
+
 class Notes(Generic[Note]):
     """Takes notes from any thread and has them handled, in order, on its own."""
 

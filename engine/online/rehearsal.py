@@ -58,7 +58,7 @@ def rehearse(config: Config, replica: Replica, state: State) -> None:
     replica.update(some)
     _take_in_items(catalogue.id_type)
     users = state.live_users(catalogue, _history(len(catalogue.users)), _made_up(config, catalogue, state))
-    hydrator = Hydrator(catalogue.items, catalogue.users, users, catalogue.authors)
+    hydrator = Hydrator(catalogue.items, catalogue.users, users, catalogue.authors, catalogue.columns)
     known = catalogue.users.ids(some).tolist()[0]
     unknown = -2 if catalogue.id_type == "int64" else "\x01"
     columns = catalogue.columns

@@ -11,16 +11,21 @@ message is there when its length is wanted, and nothing is measured twice.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from itertools import accumulate
+from typing import NamedTuple, Self
 
 import numpy as np
 from numba import njit
 
 from engine.core.merge import Merged
-from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array, UInt8Array
+from engine.core.types import AnyArray, Float32Array, Float64Array, Int32Array, Int64Array, UInt8Array
 
 NO_TRIGGER, TRIGGER_ID, TRIGGER_KEY = 0, 1, 2
+
+NO_KEYS = np.zeros((0, 0), np.uint8)
+"""The keys of `Ids` that are numbers."""
+
+_NO_NUMBERS = np.zeros(0, np.int64)
 
 _VARINT, _BYTES, _FIXED = 0, 2, 5
 
@@ -30,8 +35,9 @@ def _tag(number: int, kind: int) -> int:
 
 
 # RecallResponse
-_CANDIDATES, _CHANNELS, _FILTERS, _UNKNOWN, _DEGRADED = (
-    _tag(2, _BYTES), _tag(3, _BYTES), _tag(4, _BYTES), _tag(7, _BYTES), _tag(10, _VARINT)
+_REQUEST_ID, _CANDIDATES, _CHANNELS, _FILTERS, _UNKNOWN, _DEBUG, _DEGRADED = (
+    _tag(1, _BYTES), _tag(2, _BYTES), _tag(3, _BYTES), _tag(4, _BYTES), _tag(7, _BYTES), _tag(8, _BYTES),
+    _tag(10, _VARINT),
 )  # fmt: skip
 # Candidate
 _ITEM_ID, _ITEM_KEY, _SCORE, _PROPOSALS = _tag(1, _VARINT), _tag(2, _BYTES), _tag(3, _FIXED), _tag(4, _BYTES)
@@ -51,16 +57,18 @@ _PROPOSAL_ROOM = 36
 """Bytes of a proposal besides its channel and its trigger's key."""
 _REPORT_ROOM = 48
 """Bytes of a report besides its name and message."""
-_ANSWER_ROOM = 48
-"""Bytes of what an answer has once: unknown ids and the step of degrading."""
+_ANSWER_ROOM = 64
+"""Bytes of what an answer has once: unknown ids, the step of degrading, tags and lengths of request id and debug."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ids:
+# Tuples: of a batch of one, the fields of a frozen dataclass cost as much to set as many a kernel to run.
+
+
+class Ids(NamedTuple):
     """External ids of candidates or triggers: numbers, or keys where the width of `keys` is not 0.
 
     Attributes:
-        numbers: int64[n].
+        numbers: int64[n]; what it says where there is a key instead has no meaning.
         keys: uint8[n, width], UTF-8 ended by zeros.
     """
 
@@ -71,37 +79,35 @@ class Ids:
     def of(cls, encoded: AnyArray) -> Self:
         """Take what `IdIndex.encoded` returns."""
         if encoded.ndim == 2:
-            return cls(np.zeros(len(encoded), np.int64), encoded)
-        return cls(encoded, np.zeros((encoded.size, 0), np.uint8))
+            return cls(_NO_NUMBERS, encoded)
+        return cls(encoded, NO_KEYS)
 
 
-@dataclass(frozen=True, slots=True)
-class Texts:
+class Texts(NamedTuple):
     """Byte strings end to end; string i owns [offsets[i], offsets[i + 1]).
 
     Attributes:
         data: uint8[bytes].
         offsets: int64[n + 1].
+        longest: bytes of the longest.
     """
 
     data: UInt8Array
     offsets: Int64Array
+    longest: int
 
     @classmethod
     def of(cls, texts: Sequence[bytes]) -> Self:
         """Put strings end to end."""
-        offsets = np.zeros(len(texts) + 1, np.int64)
-        np.cumsum([len(text) for text in texts], out=offsets[1:])
-        return cls(np.frombuffer(b"".join(texts), np.uint8), offsets)
-
-    @property
-    def longest(self) -> int:
-        """Bytes of the longest."""
-        return int((self.offsets[1:] - self.offsets[:-1]).max(initial=0))
+        sizes = [len(text) for text in texts]
+        offsets = np.array(list(accumulate(sizes, initial=0)), np.int64)
+        return cls(np.frombuffer(b"".join(texts), np.uint8), offsets, max(sizes, default=0))
 
 
-@dataclass(frozen=True, slots=True)
-class Reports:
+NO_TEXTS = Texts.of([])
+
+
+class Reports(NamedTuple):
     """What the answers say about channels and filters, channel c and query q.
 
     Attributes:
@@ -109,7 +115,7 @@ class Reports:
         kinds: int32[c], trigger kinds.
         status, returned: int32[c, n].
         eligible, kept: int32[at most c, n]; 0 of the channels behind.
-        microseconds: int64[c].
+        microseconds: float64[c], what each channel took for the whole batch; an answer names its share.
         messages: of channel c and query q at c * n + q; none at all where no channel has one.
         removed, filter_status: int32[f, n].
         unknown: int32[4, n], the fields of UnknownIds in their order.
@@ -123,7 +129,7 @@ class Reports:
     returned: Int32Array
     eligible: Int32Array
     kept: Int32Array
-    microseconds: Int64Array
+    microseconds: Float64Array
     messages: Texts
     removed: Int32Array
     filter_status: Int32Array
@@ -138,7 +144,8 @@ def response_bytes(
     triggers: Ids,
     trigger_forms: UInt8Array,
     reports: Reports,
-    heads: Texts,
+    request_ids: Texts,
+    debug: Texts,
     tail: UInt8Array,
 ) -> tuple[UInt8Array, Int64Array]:
     """Write the answer to every query of a batch.
@@ -150,7 +157,8 @@ def response_bytes(
         triggers: ids of the p triggers, numbers or keys.
         trigger_forms: uint8[p], NO_TRIGGER, TRIGGER_ID or TRIGGER_KEY.
         reports: of channels and filters.
-        heads: n byte strings, fields that stand in front of each answer.
+        request_ids: n, UTF-8.
+        debug: n, each answer's DebugInfo, empty where it has none; none at all where no answer has one.
         tail: fields that stand at the end of every answer.
 
     Returns:
@@ -165,7 +173,7 @@ def response_bytes(
         (reports.kinds.size + len(reports.removed)) * _REPORT_ROOM
         + reports.channels.data.size + reports.filters.data.size + tail.size + _ANSWER_ROOM
     )  # fmt: skip
-    room += reports.messages.data.size + heads.data.size
+    room += reports.messages.data.size + request_ids.data.size + debug.data.size
     out = np.empty(room, np.uint8)
     offsets = np.zeros(queries + 1, np.int64)
     begin = _write_all(
@@ -174,7 +182,8 @@ def response_bytes(
         items.keys, triggers.numbers, triggers.keys, trigger_forms, reports.channels.data, reports.channels.offsets,
         reports.filters.data, reports.filters.offsets, reports.kinds, reports.status, reports.returned,
         reports.eligible, reports.kept, reports.microseconds, reports.messages.data, reports.messages.offsets,
-        reports.removed, reports.filter_status, reports.unknown, reports.degraded, heads.data, heads.offsets, tail,
+        reports.removed, reports.filter_status, reports.unknown, reports.degraded,
+        request_ids.data, request_ids.offsets, debug.data, debug.offsets, tail,
     )  # fmt: skip
     return out[begin:], offsets
 
@@ -184,7 +193,7 @@ def _write_all(  # type: ignore[no-untyped-def]
     out, offsets, item_offsets, scores, proposal_offsets, channels, ranks, sources, raw_scores, item_numbers, item_keys,
     trigger_numbers, trigger_keys, trigger_forms, names, name_offsets, filter_names, filter_offsets, kinds, status,
     returned, eligible, kept, microseconds, messages, message_offsets, removed, filter_status, unknown, degraded,
-    heads, head_offsets, tail,
+    request_ids, request_offsets, debug, debug_offsets, tail,
 ):  # fmt: skip
     queries = item_offsets.size - 1
     at = out.size
@@ -210,7 +219,7 @@ def _write_all(  # type: ignore[no-untyped-def]
                 if message_offsets[m + 1] > message_offsets[m]:
                     at = _text(out, at, messages, message_offsets[m], message_offsets[m + 1])
                     at = _message(out, at, _MESSAGE, end)
-            at = _number(out, at, 7 << 3, microseconds[c])
+            at = _number(out, at, 7 << 3, np.int64(microseconds[c] / queries))
             if c < kept.shape[0]:
                 at = _number(out, at, 6 << 3, kept[c, q])
                 at = _number(out, at, 5 << 3, eligible[c, q])
@@ -242,7 +251,14 @@ def _write_all(  # type: ignore[no-untyped-def]
                 at -= 1
                 out[np.uint64(at)] = _ITEM_ID
             at = _message(out, at, _CANDIDATES, candidate_end)
-        at = _text(out, at, heads, head_offsets[q], head_offsets[q + 1])
+        if debug_offsets.size > 1 and debug_offsets[q + 1] > debug_offsets[q]:
+            end = at
+            at = _text(out, at, debug, debug_offsets[q], debug_offsets[q + 1])
+            at = _message(out, at, _DEBUG, end)
+        if request_offsets[q + 1] > request_offsets[q]:
+            end = at
+            at = _text(out, at, request_ids, request_offsets[q], request_offsets[q + 1])
+            at = _message(out, at, _REQUEST_ID, end)
     offsets[0] = at
     for q in range(queries + 1):
         offsets[q] -= at

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from engine.config import Config
@@ -95,7 +95,7 @@ class MeasuredUsers:
         self._users = users
         self._metrics = metrics
 
-    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Sequence[str]) -> UserRead:
+    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Int32Array) -> UserRead:
         """Read, and note how long it took and whether the store answered."""
         began = time.perf_counter()
         known = self._users.read(user_ids, users, now, cities)

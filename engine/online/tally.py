@@ -100,11 +100,10 @@ class SceneTally:
         stages = np.array([run.stage_us[name] for name in self._stage_names], np.float64)
         with self._lock:
             self.pipeline = pipeline
-            self._degraded[run.degraded] += len(run.requests)
-            self._batch.add(0, len(run.requests))
             _count(
                 merged.offsets, run.limits, run.status, run.returned, merged.kept, run.removed, run.filter_status,
                 np.array(seconds, np.float64), stages, run.channel_us, self._answers, self._channels, self._filters,
+                run.degraded, self._degraded, self._batch.bounds, self._batch.counts, self._batch.sums,
                 self._seconds.bounds, self._seconds.counts, self._seconds.sums,
             )  # fmt: skip
 
@@ -140,10 +139,12 @@ class SceneTally:
 @njit(nogil=True, cache=True)
 def _count(  # type: ignore[no-untyped-def]
     offsets, limits, status, returned, kept, removed, filter_status, request_seconds, stage_us, channel_us, answers,
-    channels, filters, bounds, counts, sums,
+    channels, filters, step, degraded, batch_bounds, batch_counts, batch_sums, bounds, counts, sums,
 ):  # fmt: skip
     """Add a batch's columns to those of `SceneTally`; a channel that no query was put to has no time."""
     n = limits.size
+    degraded[step] += n
+    _add(batch_bounds, batch_counts, batch_sums, 0, np.float64(n))
     for q in range(n):
         length = offsets[q + 1] - offsets[q]
         answers[0] += 1

@@ -51,7 +51,7 @@ def _ask_every_scene(replica: Replica) -> None:
             try:
                 run = pipeline.run(batch)
                 encode(replica, pipeline, run, ["warm-up"] * len(batch), [True] * len(batch))
-                recalled(pipeline, run)
+                recalled(pipeline, run, replica.catalogue.columns.keys)
                 SceneTally(pipeline).add(pipeline, run, [0.0] * len(batch))
             except Exception as error:
                 raise RecallError(f"scene {scene!r} cannot answer: {error!r}") from error

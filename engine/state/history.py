@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -12,15 +11,14 @@ from engine.core.channel import SnapshotSink
 from engine.core.interactions import Interactions
 from engine.core.live import LiveState
 from engine.core.query import History
-from engine.core.ragged import take_lists
+from engine.core.ragged import alone_first, take_lists
 from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
 
 HISTORY = "history"
 """The snapshot component that holds the histories."""
 
 
-@dataclass(frozen=True, slots=True)
-class UserRead:
+class UserRead(NamedTuple):
     """What is known of the users of a batch: their histories, and the rest."""
 
     history: History
@@ -30,14 +28,15 @@ class UserRead:
 class UserState(Protocol):
     """Where the pipeline reads users from, once per batch."""
 
-    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Sequence[str]) -> UserRead:
+    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Int32Array) -> UserRead:
         """Return what is known of each user. Never raises because a store does not answer: `live.available` says so.
 
         Args:
             user_ids: [n] external ids (int64, or str_); -1 or "" for a guest.
             users: int32[n], rows of the user index, -1 where it does not know the user.
             now: int64[n], seconds since the epoch, the moment each query speaks of.
-            cities: [n], where each request says that the user is; "" where it does not.
+            cities: int32[n], codes of where each request says that the user is, which stand first in `live.cities`; -1
+                where it does not, or the catalogue does not know the city.
         """
 
 
@@ -50,10 +49,10 @@ class SnapshotHistory:
         self._weights = arrays["weights"]
         self._timestamps = arrays["timestamps"]
 
-    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Sequence[str]) -> UserRead:
+    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Int32Array) -> UserRead:
         """Return the stored history of each user, empty where the user is unknown; nothing else is kept here."""
-        del user_ids, now, cities
-        return UserRead(self.histories(users), LiveState.empty(users.size))
+        del user_ids, now
+        return UserRead(self.histories(users), LiveState.empty(users.size, cities=alone_first(cities)))
 
     @property
     def arrays(self) -> tuple[Int64Array, Int32Array, Float32Array, Int64Array]:

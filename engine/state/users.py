@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import accumulate, islice, pairwise
 from typing import Any, Self
@@ -17,6 +17,7 @@ from engine.core.int_table import IntTable
 from engine.core.keys import keys_of
 from engine.core.live import Exposure, Leftovers, LiveState
 from engine.core.query import History
+from engine.core.ragged import alone_first
 from engine.core.types import AnyArray, BoolArray, Int32Array, Int64Array, RaggedRows
 from engine.data.live import LiveCatalogue
 from engine.state.exposure import ExposureBackend
@@ -131,7 +132,7 @@ class LiveUsers:
         self._failing_since = 0.0
         self._logged = -_LOG_SECONDS
 
-    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Sequence[str]) -> UserRead:
+    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Int32Array) -> UserRead:
         """Return what is known of each user, as `UserState.read`; one round trip to the store, none for guests."""
         del now  # what is kept is kept by the server's clock
         guest = -1 if user_ids.dtype.kind == "i" else ""
@@ -141,7 +142,8 @@ class LiveUsers:
             values = self._store.mget_users([b"%s%s}" % (self._head, tag) for tag in tags if tag], suffixes)
         except StateError as error:
             self._failed(error)
-            return UserRead(self._snapshot.histories(users), LiveState.empty(users.size, available=False))
+            live = LiveState.empty(users.size, available=False, cities=alone_first(cities))
+            return UserRead(self._snapshot.histories(users), live)
         if self._failing_since:
             _log.info("the state store answers again")
             self._failing_since = 0.0
@@ -184,12 +186,10 @@ class LiveUsers:
         return History(rows[:m], weights[:m], timestamps[:m], ends), bits
 
     def _sorted_out(
-        self, values: Values, asked: BoolArray, width: int, cities: Sequence[str]
+        self, values: Values, asked: BoolArray, width: int, current: Int32Array
     ) -> tuple[Leftovers | RaggedRows, ...]:
         """Return what the records other than recent actions say, in the order of _SORTED_OUT."""
         n = asked.size
-        codes = self._catalogue.columns.city_codes
-        current = np.array([codes.get(city, -1) if city else -1 for city in cities], np.int32)
         room = values.content.size // RECORD.itemsize + n
         rows, scores = np.empty(room, np.int32), np.empty(room, np.float32)
         stamps, recalls = np.empty(room, np.int64), np.empty(room, np.int32)

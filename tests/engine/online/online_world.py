@@ -27,6 +27,7 @@ from engine.core.options import Options
 from engine.data.catalogue import Catalogue
 from engine.data.columns import TextColumn
 from engine.data.ids import IdIndex
+from engine.data.live import LiveCatalogue
 from engine.online.batcher import Batcher
 from engine.online.hydrate import Hydrator
 from engine.online.pipeline import Pipeline
@@ -209,7 +210,7 @@ def make_world(
     users = IdIndex.of([user_id(row, kind) for row in range(USERS)])
     nothing = IdIndex.of(np.empty(0, np.int64)) if kind == "int64" else IdIndex.of(np.empty(0, np.str_))
     no_names = TextColumn.of(pa.array([], pa.large_string()))
-    catalogue = Catalogue(items, users, nothing, no_names, {}, {}, {}, {}, ())
+    catalogue = LiveCatalogue.of(Catalogue(items, users, nothing, no_names, {}, {}, {}, {}, ()))
     with_history = USERS - 1
     liked = np.array([[u + 6, u] for u in range(with_history)], np.int32).ravel()
     history = SnapshotHistory(

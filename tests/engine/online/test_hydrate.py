@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +10,7 @@ from hypothesis import strategies as st
 from engine.core.items import ItemColumns
 from engine.core.live import LiveState
 from engine.core.query import History
+from engine.core.ragged import put_first
 from engine.core.types import RaggedRows
 from engine.data.ids import IdIndex
 from engine.online.hydrate import Hydrator, combine
@@ -149,8 +148,8 @@ def test_ids_become_rows_and_what_is_unknown_is_counted(kind):
     made = hydrator(kind)(requests)
     assert made.batch.users.tolist() == [0, -1, -1, 1]
     assert [history_of(made.batch.history, q) for q in range(4)] == [[2, 0], [4], [], []]
-    assert made.unknown_excluded.tolist() == [2, 0, 0, 0]
-    assert made.unknown_recent.tolist() == [0, 2, 0, 1]
+    assert made.unknown[2].tolist() == [2, 0, 0, 0]
+    assert made.unknown[1].tolist() == [0, 2, 0, 1]
     assert made.batch.excluded.rows.tolist() == [1, 3]
     assert made.batch.excluded.offsets.tolist() == [0, 2, 2, 2, 2]
     assert made.batch.user_ids.tolist()[2] in (-1, "")
@@ -219,7 +218,7 @@ def test_trigger_items_are_looked_up_each_once_and_excluded(kind):
     made = hydrator(kind)(requests)
     assert made.batch.triggers.rows.tolist() == [3, 1, 2]
     assert made.batch.triggers.offsets.tolist() == [0, 2, 2, 3]
-    assert made.unknown_triggers.tolist() == [1, 0, 0]
+    assert made.unknown[3].tolist() == [1, 0, 0]
     assert made.batch.excluded.rows.tolist() == [3, 1, 4, 5, 2, 2]
     assert made.batch.excluded.offsets.tolist() == [0, 2, 3, 6]
     assert made.batch.alone(2).triggers.rows.tolist() == [2]
@@ -231,7 +230,7 @@ class Wanderers:
     def read(self, user_ids, users, now, cities):
         n = users.size
         past = RaggedRows(np.tile(np.array([1, 0], np.int32), n), np.arange(n + 1) * 2)
-        return UserRead(History.empty(n), replace(LiveState.empty(n), cities=past))
+        return UserRead(History.empty(n), LiveState.empty(n, cities=put_first(past, cities)))
 
 
 def test_the_requests_city_stands_in_front_of_those_where_the_user_was():

@@ -156,7 +156,7 @@ def everything(run: Run, q: int) -> dict[str, object]:
         "removed": run.removed[:, q].tolist(),
         "eligible": eligible.tolist(),
         "kept": kept.tolist(),
-        "unknown": (int(run.hydrated.unknown_recent[q]), int(run.hydrated.unknown_excluded[q])),
+        "unknown": tuple(run.hydrated.unknown[1:3, q].tolist()),
     }
 
 

@@ -59,7 +59,7 @@ def reports_of(draw, queries):
         returned=table(3),
         eligible=table(merged),
         kept=table(merged),
-        microseconds=np.array(draw(st.lists(counts, min_size=3, max_size=3)), np.int64),
+        microseconds=np.array(draw(st.lists(counts, min_size=3, max_size=3)), np.float64) * queries,
         messages=Texts.of([text.encode() for text in messages]),
         removed=table(2),
         filter_status=table(2, st.integers(1, 2)),
@@ -106,6 +106,11 @@ def test_the_bytes_parse_to_what_protobuf_would_have_written(batch, data):
     flat = [proposal for _, _, mine in items for proposal in mine]
     reports, messages = data.draw(reports_of(len(queries)))
     request_ids = data.draw(st.lists(texts, min_size=len(queries), max_size=len(queries)))
+    details = data.draw(
+        st.one_of(
+            st.just([]), st.lists(st.binary(max_size=200), min_size=len(queries), max_size=len(queries))
+        )
+    )
     tail = pb.RecallResponse(release="r-1", snapshots={"catalogue": "c-1"}, log_offset="1-1")
     form = TRIGGER_KEY if strings else TRIGGER_ID
     out, offsets = response_bytes(
@@ -115,7 +120,8 @@ def test_the_bytes_parse_to_what_protobuf_would_have_written(batch, data):
         ids_of(triggers, strings),
         np.array([form if has else NO_TRIGGER for _, _, _, has in flat], np.uint8),
         reports,
-        Texts.of([pb.RecallResponse(request_id=text).SerializeToString() for text in request_ids]),
+        Texts.of([text.encode() for text in request_ids]),
+        Texts.of([text and pb.DebugInfo(batch_size=len(text)).SerializeToString() for text in details]),
         np.frombuffer(tail.SerializeToString(), np.uint8),
     )
     at = 0
@@ -124,6 +130,8 @@ def test_the_bytes_parse_to_what_protobuf_would_have_written(batch, data):
     for q, query in enumerate(queries):
         wanted = pb.RecallResponse(request_id=request_ids[q], degraded=reports.degraded)
         wanted.MergeFrom(tail)
+        if details and details[q]:
+            wanted.debug.batch_size = len(details[q])
         for item, score, mine in query:
             candidate = wanted.candidates.add(score=score, **{"item_key" if strings else "item_id": item})
             for c, rank, own, has in mine:
@@ -140,7 +148,7 @@ def test_the_bytes_parse_to_what_protobuf_would_have_written(batch, data):
                 returned=reports.returned[c, q],
                 eligible=reports.eligible[c, q] if heard else 0,
                 kept=reports.kept[c, q] if heard else 0,
-                microseconds=reports.microseconds[c],
+                microseconds=int(reports.microseconds[c] / len(queries)),
                 message=messages[c * len(queries) + q] if messages else "",
             )
         for f, name in enumerate(FILTERS):
@@ -159,12 +167,12 @@ def test_a_trigger_kind_without_ids_goes_out_as_its_number_in_a_catalogue_of_str
     none = np.zeros((0, 1), np.int32)
     reports = Reports(
         names("cells"), names(), np.zeros(1, np.int32), np.ones((1, 1), np.int32), np.zeros((1, 1), np.int32),
-        none, none, np.zeros(1, np.int64), Texts.of([]), none, none, np.zeros((4, 1), np.int32), 0,
+        none, none, np.zeros(1), Texts.of([]), none, none, np.zeros((4, 1), np.int32), 0,
     )  # fmt: skip
     out, _ = response_bytes(
         merged_of([[("x", 0.5, [(0, 1, 1.0, 1)])]]), ids_of(["x"], True), np.ones(1, np.float32),
         Ids(np.array([7], np.int64), np.zeros((1, 0), np.uint8)), np.array([TRIGGER_ID], np.uint8), reports,
-        Texts.of([b""]), NO_TAIL,
+        Texts.of([b""]), Texts.of([]), NO_TAIL,
     )  # fmt: skip
     candidate = pb.RecallResponse.FromString(out.tobytes()).candidates[0]
     assert (candidate.item_key, candidate.proposals[0].trigger_id) == ("x", 7)

@@ -26,7 +26,7 @@ from engine.online.metrics import Metrics
 from engine.online.notes import Notes
 from engine.online.recalls import _recalled
 from engine.online.request import Request
-from engine.online.tally import SECONDS, Histograms, _count
+from engine.online.tally import BATCHES, SECONDS, Histograms, _count
 from engine.online.telemetry import Telemetry, line, sampled_trace
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
@@ -82,12 +82,15 @@ def test_a_pass_over_a_batch_counts_what_numpy_counts(seed):
     judged = rng.integers(0, 3, (f, n)).astype(np.int32)
     requests, stages, channel_us = rng.random(n), rng.random(2) * 1e5, rng.random(c) * 1e5
     answers, channels, filters = np.zeros(3, np.int64), np.zeros((c, 9), np.int64), np.zeros((f, 2), np.int64)
-    seconds = Histograms(1 + 2 + int(c), SECONDS)
+    seconds, batch = Histograms(1 + 2 + int(c), SECONDS), Histograms(1, BATCHES)
+    step, degraded = int(rng.integers(0, 3)), np.zeros(3, np.int64)
     _count(
         offsets, limits, status, returned, kept, removed, judged, requests, stages, channel_us, answers, channels,
-        filters, seconds.bounds, seconds.counts, seconds.sums,
+        filters, step, degraded, batch.bounds, batch.counts, batch.sums, seconds.bounds, seconds.counts, seconds.sums,
     )  # fmt: skip
     lengths = np.diff(offsets)
+    assert degraded.tolist() == [n if at == step else 0 for at in range(3)]
+    assert dict(batch.buckets(0)) == {"+Inf": 1} | {str(bound): n <= bound for bound in BATCHES}
     assert answers.tolist() == [n, (lengths == 0).sum(), (lengths < limits).sum()]
     assert channels[:, 0].tolist() == returned.sum(1).tolist()
     assert channels[:main, 1].tolist() == kept.sum(1).tolist()
@@ -109,15 +112,15 @@ def test_what_a_channel_that_counts_proposed_is_noted(seed):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(0, 5, 3)
     offsets = np.concatenate(([0], np.cumsum(lengths)))
-    rows = rng.integers(0, 100, offsets[-1]).astype(np.int32)
+    rows, keys = rng.integers(0, 100, offsets[-1]).astype(np.int32), rng.integers(0, 1 << 60, 100)
     proposal_offsets = np.concatenate(([0], np.cumsum(rng.integers(1, 4, rows.size)))).astype(np.int64)
     channels = rng.integers(0, 3, proposal_offsets[-1]).astype(np.int32)
     counts = rng.random(3) < 0.5
-    out, ends = np.empty(rows.size, np.int32), np.empty(4, np.int64)
-    _recalled(offsets, rows, proposal_offsets, channels, counts, out, ends)
+    out, ends = np.empty(rows.size, np.int64), np.empty(4, np.int64)
+    _recalled(offsets, rows, proposal_offsets, channels, counts, keys, out, ends)
     for q in range(3):
         expected = [
-            int(rows[i])
+            int(keys[rows[i]])
             for i in range(offsets[q], offsets[q + 1])
             if counts[channels[proposal_offsets[i] : proposal_offsets[i + 1]]].any()
         ]

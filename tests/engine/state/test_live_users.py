@@ -105,9 +105,9 @@ class World:
         guest = -1 if self.kind == "int64" else ""
         ids = np.array([guest if n is None else self.user(n) for n in users])
         found = rows if rows is not None else [-1] * len(users)
-        return self.reader.read(
-            ids, np.array(found, np.int32), np.full(len(users), int(NOW)), cities or [""] * len(users)
-        )
+        codes = self.catalogue.columns.city_codes
+        current = np.array([codes.get(city, -1) for city in cities or [""] * len(users)], np.int32)
+        return self.reader.read(ids, np.array(found, np.int32), np.full(len(users), int(NOW)), current)
 
 
 @pytest.fixture(params=["int64", "string"])
