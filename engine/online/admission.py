@@ -14,7 +14,7 @@ measured latency rises over the one wanted, the headroom is the root of the limi
 - The limit never falls below two batches: one that is computed, and one that waits for it.
 
 Beyond the limit calls are refused before their requests are read (`engine/online/calls.py`), all that came during a batch
-together when it ends: that costs little more than what gRPC's core does for any call.
+together when it ends (`engine/online/turns.py`): that costs little more than what gRPC's core does for any call.
 
 What the steps of degrading go by is how much of the limit was in use at most during the last batch: when a batch is
 drained the calls that wait at the limit have not been taken in yet.
@@ -34,9 +34,6 @@ _BUSY_SECONDS = 0.25
 _LEAST_GRADIENT = 0.5
 
 _REMEMBERED_SECONDS = 1.0
-
-_PATIENCE_SECONDS = 0.025
-"""How long the thread of the calls rests at the limit at most; a batch that takes longer has it look sooner."""
 
 
 class Admission:
@@ -58,7 +55,7 @@ class Admission:
         self._smoothing = rules.smoothing
         self._least = float(2 * max_batch)
         self._most = max(self._least, float(max_queue))
-        self._lock = threading.Condition()
+        self._lock = threading.Lock()
         self.limit = min(2 * self._least, self._most)
         self.in_flight = 0
         self.pace = 0.0
@@ -90,17 +87,6 @@ class Admission:
             self.on_refused()
         return text
 
-    def rest(self) -> None:
-        """At the limit wait until a batch ends: who calls meanwhile is refused together with others, which costs less."""
-        if self.in_flight >= self.limit:
-            with self._lock:
-                self._lock.wait_for(lambda: self.in_flight < self.limit, _PATIENCE_SECONDS)
-
-    @property
-    def full(self) -> bool:
-        """Whether the next call would be refused."""
-        return self.in_flight >= self.limit
-
     def pushback_ms(self) -> int:
         """Return after how many milliseconds what is in flight now should be done."""
         return math.ceil(self.in_flight * self.pace * 1000)
@@ -131,7 +117,6 @@ class Admission:
             self.pace += _PACE_SMOOTHING * (pace - self.pace)
             self.in_flight -= requests
             self._most_in_flight = self.in_flight
-            self._lock.notify()
 
     def _adapt(self, wait: float) -> None:
         gradient = min(1.0, max(_LEAST_GRADIENT, self._target / max(wait, 1e-9)))

@@ -23,6 +23,7 @@ from engine.online.answered import Answered, Observer
 from engine.online.encode import encode
 from engine.online.replica import Replica
 from engine.online.request import Request
+from engine.online.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +78,7 @@ class Batcher:
     Attributes:
         replica: what answers. Read once per batch, so that another one may be put here at any time.
         admission: how many requests are taken in.
+        turns: of the compute thread and the one that takes calls.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class Batcher:
             overload: how the limit on requests in flight adapts.
         """
         self.admission = Admission(overload or OverloadConfig(), max_batch, max_queue)
+        self.turns = Turns(self.admission)
         self.replica = replica
         self._observer = observer
         self._max_batch = max_batch
@@ -198,6 +201,7 @@ class Batcher:
                 _deliver(job)
             self.admission.leave(len(jobs), began - jobs[0].came, time.monotonic() - began)
             self._observe(finished)
+            self.turns.batch_ended()
 
     def _observe(self, finished: Sequence[Answered]) -> None:
         if self._observer is None:

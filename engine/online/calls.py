@@ -23,7 +23,7 @@ import grpc
 from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the stubs do not know it
 
 from engine.core.errors import RecallError
-from engine.online.admission import Admission
+from engine.online.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +137,7 @@ class Calls:
         server: grpc.aio.Server,
         method: str,
         handle: Callable[[Call], None],
-        admission: Admission | None = None,
+        turns: Turns | None = None,
     ) -> None:
         """Register the method; the server must not have been started.
 
@@ -145,13 +145,13 @@ class Calls:
             server: what listens.
             method: as "/package.Service/Method".
             handle: given each call, on the thread of the calls; it must not block.
-            admission: says when the thread may rest; None: never.
+            turns: say when the thread rests; None: never.
 
         Raises:
             RecallError: this grpcio has no such interface.
         """
         self._handle = handle
-        self._admission = admission
+        self._turns = turns
         self._method = method
         self._queue = cygrpc.CompletionQueue()
         self._core = _core_of(server)
@@ -187,14 +187,12 @@ class Calls:
             event = None  # it holds the call, and with it the connection
 
     def _next(self) -> Any:
-        # Every event that comes while a batch is computed costs a change of threads, and the interpreter lock. At the
-        # limit there is nothing to do but to refuse: that can wait until the batch ends, and is done for all at once.
-        admission = self._admission
-        while admission is not None and admission.full:
+        while self._turns is not None:
             event = self._queue.poll(deadline=0)
             if event.completion_type != cygrpc.CompletionType.queue_timeout:
                 return event
-            admission.rest()
+            if self._turns.rest():
+                break
         return self._queue.poll()
 
     def _came(self, event: Any) -> None:

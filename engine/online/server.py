@@ -149,7 +149,7 @@ class Server:
         self.metrics.watch(self._batcher.admission)
         self._telemetry = Telemetry(self._config.telemetry, self.metrics.telemetry_dropped.inc)
         service = RecallService(self._config, self._batcher, self.metrics, self._telemetry.traces, gates)
-        self._calls = Calls(self._server, METHOD, service.begin, self._batcher.admission)
+        self._calls = Calls(self._server, METHOD, service.begin, self._batcher.turns)
         if self._state is not None:
             kind = self._replica.catalogue.id_type
             share = self._config.telemetry.impressions

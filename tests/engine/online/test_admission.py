@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from types import SimpleNamespace
 
 import pytest
@@ -112,17 +111,3 @@ def test_the_load_is_the_most_of_the_limit_that_was_in_use_during_the_last_batch
     assert made.load == pytest.approx(5 / made.limit)
     clock.now += 2.0
     assert made.load == 0.0
-
-
-def test_at_the_limit_the_thread_of_the_calls_rests_until_a_batch_ends_or_for_a_moment():
-    made = admission()
-    made.rest()  # there is room
-    for _ in range(int(made.limit)):
-        made.enter()
-    assert made.full
-    made.rest()
-    assert made.full  # nothing ended; it looks again all the same
-    threading.Timer(0.001, lambda: made.leave(4, 0.0, 0.01)).start()
-    while made.full:
-        made.rest()
-    assert not made.full
