@@ -55,20 +55,22 @@ DRAW = 0
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "all of it": {},
-    "the paper's rules: no crowding": {"crowding": 0.0},
+    "clusters as moving averages": {"centres": "moving"},
+    "the same, crowding 2.5": {"centres": "moving", "crowding": 2.5},
+    "the paper's rules: moving averages, no crowding": {"centres": "moving", "crowding": 0.0},
+    "the same, no disturbance": {"centres": "moving", "crowding": 0.0, "boost": 0.0},
+    "no crowding": {"crowding": 0.0},
     "no crowding, no disturbance": {"crowding": 0.0, "boost": 0.0},
     "no disturbance": {"boost": 0.0},
-    "no crowding, beta 0": {"crowding": 0.0, "beta": 0.0},
-    "no crowding, beta 1": {"crowding": 0.0, "beta": 1.0},
     "beta 0": {"beta": 0.0},
     "beta 1": {"beta": 1.0},
     "L_sim in the place of L_aux": {"similarity_weight": 1.0, "auxiliary_weight": 0.0},
     "L_sim besides": {"similarity_weight": 1.0},
     "no bias": {"bias": False},
     "no candidate stream": {"candidate_share": 0.0},
-    "no replay": {"replay": 0.0},
-    "as many replayed as new, memory of 50,000": {"replay": 1.0, "memory": 50_000},
     "as many candidates as impressions": {"candidate_share": 1.0},
+    "no replay": {"replay": 0.0},
+    "half as many replayed as new, memory of 20,000": {"replay": 0.5, "memory": 20_000},
 }
 """What is changed in the table `training`, by what it is called."""
 
@@ -84,6 +86,7 @@ def compare(
     progress: Progress,
     threads: int = 1,
     users: int | None = None,
+    orders: Sequence[Order] = ORDERS,
 ) -> dict[str, Any]:
     """Train, or find trained, the three channels, and ask them.
 
@@ -97,6 +100,8 @@ def compare(
         progress: told how far it is.
         threads: cores to use.
         users: as of `drawn_users`; None: all.
+        orders: in which the other two's passes are done; the lists of streaming VQ are as long as Deep Retrieval's of the
+            first.
 
     Returns:
         `rows`, each with `channel`, `order` (of its pass), `rank_list` (mean items that are ranked; 0 where all are, or a
@@ -146,12 +151,12 @@ def compare(
 
         lists: dict[Order, float] = {}
         for name in (VECTORS, PATHS):
-            for order in ORDERS:
+            for order in orders:
                 built = world_of(name, _in_order(mine, name, order))
                 if name == PATHS:
                     lists[order] = _reached(built, store, split)
                 ask(name, order, "", lists[order] if name == PATHS else None, built)
-        reached = lists[ORDERS[0]]
+        reached = lists[orders[0]]
         own = int(mine.channels[VQ].model_dump()["rank_list"])
         lengths = {
             f"{each:.2g} of Deep Retrieval's": max(1, round(each * reached)) for each in PARTS_OF_PATHS
@@ -339,7 +344,8 @@ def _ranked(users: Float32Array, items: AnyArray, biases: AnyArray, split: Split
 
 def _balance(assignment: AnyArray, clusters: int) -> dict[str, float]:
     balance = balance_of(assignment, clusters)
-    return {"largest": balance.largest, "spread": balance.spread, "empty": balance.empty}
+    spread = balance.spread if np.isfinite(balance.spread) else 0.0  # which JSON has no word for
+    return {"largest": balance.largest, "spread": spread, "empty": balance.empty}
 
 
 def _mean(records: Sequence[dict[str, float]]) -> dict[str, float]:

@@ -20,6 +20,7 @@ from engine.cli.measuring import (
     print_json,
     protocol_of,
 )
+from engine.core.errors import ConfigError
 
 
 def bench_vq_quality(
@@ -45,6 +46,12 @@ def bench_vq_quality(
             min=1, help="Only so many users, drawn at random, the same ones each time. Default: all."
         ),
     ] = None,
+    orders: Annotated[
+        str,
+        typer.Option(
+            metavar="time|shuffled|both", help="Orders in which the other two channels' passes are done."
+        ),
+    ] = "both",
     params: ParamsOption = None,
     config: ConfigOption = None,
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Cores to use.")] = 1,
@@ -52,11 +59,14 @@ def bench_vq_quality(
     as_json: JsonOption = False,
 ) -> None:
     """Compare streaming VQ with a two-tower model behind HNSW and Deep Retrieval, at rank lists of the same length."""
-    from engine.bench.vq_quality import PATHS, VECTORS, VQ, ablate, compare
+    from engine.bench.vq_quality import ORDERS, PATHS, VECTORS, VQ, ablate, compare
     from engine.cli.evaluate import part_of
     from engine.data.dataset import Dataset
     from engine.offline.cache import cached_store
 
+    chosen = [order for order in ORDERS if orders in (order, "both")]
+    if not chosen:
+        raise ConfigError(f"must be one of time, shuffled, both, not {orders!r}", "--orders")
     loaded = configured(config, params)
     missing: dict[str, dict[str, Any]] = {
         name: {} for name in (VQ, PATHS, VECTORS) if name not in loaded.channels
@@ -74,7 +84,7 @@ def bench_vq_quality(
         else:
             store = cached_store(cache or console.cache_folder() / "evaluations", dataset.fingerprint())
             report = compare(
-                loaded, dataset, how, part_of(part), cuts, drawn, store, progress, threads, users
+                loaded, dataset, how, part_of(part), cuts, drawn, store, progress, threads, users, chosen
             )
     if as_json:
         print_json(report)

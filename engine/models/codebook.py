@@ -24,6 +24,7 @@ Where this deviates:
   round.
 - With it r of eq. 10 does not fall below `NEAREST`. The candidate stream moves no counter, so that a cluster that counts
   next to nothing would be the nearest of all to each item in turn, from wherever it comes, and crowded or not.
+- w and c need not be moving averages: a trainer may say what they are (`Codebook.stand`, `engine/training/members.py`).
 
 Where the paper leaves room:
 
@@ -196,6 +197,15 @@ class Codebook:
             weights: float32[n], as `occurrence_weights` makes them.
         """
         move(self.sums, self.counts, clusters, np.ascontiguousarray(vectors), weights, self.decay, FLOOR)
+        self._renew()
+
+    def stand(self, sums: Float64Array, counts: Float64Array) -> None:
+        """Let the clusters be where somebody says; one that counts nothing stays where it is.
+
+        Args:
+            sums, counts: float64[K, d] and float64[K], w and c, some c above 0.
+        """
+        settle(sums, counts, self.sums, self.counts, FLOOR)
         self._renew()
 
     def discounts(self) -> Float32Array:
@@ -411,6 +421,26 @@ def products(x, weight, bias, out):  # type: ignore[no-untyped-def]
                 y1[c] = y1[c] + b0 * p + b1 * q + b2 * s + b3 * t
                 y2[c] = y2[c] + c0 * p + c1 * q + c2 * s + c3 * t
                 y3[c] = y3[c] + d0 * p + d1 * q + d2 * s + d3 * t
+
+
+@njit(nogil=True, cache=True)
+def settle(sums, counts, own_sums, own_counts, floor):  # type: ignore[no-untyped-def]
+    """Write w and c as `Codebook.stand` takes them over a codebook's own; c no lower than `floor` of the mean."""
+    clusters, dimension = own_sums.shape
+    total = 0.0
+    for k in range(clusters):
+        total += counts[k]
+    least = np.float32(floor * total / clusters)
+    for k in range(clusters):
+        if counts[k] > least:
+            own_counts[k] = counts[k]
+            for j in range(dimension):
+                own_sums[k, j] = sums[k, j]
+        else:
+            kept = least / own_counts[k]
+            own_counts[k] = least
+            for j in range(dimension):
+                own_sums[k, j] *= kept
 
 
 @njit(nogil=True, cache=True)

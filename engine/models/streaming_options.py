@@ -80,16 +80,20 @@ class StreamingOptions(Options):
     bias: bool = True
     """Whether an item's popularity is a bias beside its vector; `false` for ablations."""
 
+    centres: Literal["members", "moving"] = "members"
+    """What a cluster's vector is: `members`, the mean of the items that are in it, each counted by how often it comes;
+    `moving`, as in the paper, the moving average of whatever came to it."""
+
     decay: float = Field(default=0.97, gt=0, lt=1)
-    """alpha, what a batch leaves of the clusters' moving averages."""
+    """`moving`: alpha, what a batch leaves of the clusters' moving averages."""
 
     beta: float = Field(default=0.25, ge=0, le=2)
-    """An item that comes every delta impressions counts delta^beta in the moving averages: more favours rare items."""
+    """An item that comes every delta impressions counts delta^beta each time: more favours rare items."""
 
     boost: float = Field(default=5.0, ge=0, le=1000)
     """s, the disturbance: a cluster that counts less than 1 / s of the mean seems nearer than it is; 0: none does."""
 
-    crowding: float = Field(default=2.5, ge=0, le=4)
+    crowding: float = Field(default=1.0, ge=0, le=4)
     """A cluster with more items than the mean seems (items / mean)^crowding as far; 0: as in the paper, it does not."""
 
     frequency_rate: float = Field(default=0.05, gt=0, le=1)

@@ -47,15 +47,10 @@ class RankStep(nn.Module):
         made: Tensor = self.items(codes) + self.project(vectors)
         return made
 
-    def products(self, users: Tensor, items: Tensor, biases: Tensor, task: int) -> Tensor:
-        """two_tower: return float32[n, m], the scores of all items for all users in one task.
-
-        Args:
-            users: p; items: z, float32[m, e]; biases: float32[m, tasks].
-            task: which.
-        """
-        width = items.shape[1]
-        return users[:, task * width : (task + 1) * width] @ items.T + biases[:, task]
+    def of_task(self, users: Tensor, task: int) -> Tensor:
+        """two_tower: return float32[n, e], the part of p, float32[n, tasks e], that is of one task."""
+        width = self.items.embedding_dim
+        return users[:, task * width : (task + 1) * width]
 
     def crossed(
         self, users: Tensor, items: Tensor, biases: Tensor, history: Int32Array, lengths: Int32Array

@@ -4,8 +4,9 @@ Source: Bin et al. 2025, "Real-time Indexing for Large-scale Recommendation by S
 What a step does, in this order: it notes how often the items come (`frequency.py`); makes the vectors of the batch's
 items; assigns them by the codebook as it stands; does a gradient step on L_aux + L_ind (`vq_losses.py`), the ranking
 step's loss added, in which items receive the gradient of their clusters; and moves the codebook by the same vectors
-(`engine/models/codebook.py`). Everything random is a function of (seed, step), and a step reads nothing but the batch and
-the state: the same impressions from the same state give the same assignments, bit for bit.
+(`members.py`; with `centres = "moving"` by `engine/models/codebook.py`). Everything random is a function of (seed, step),
+and a step reads nothing but the batch and the state: the same impressions from the same state give the same assignments,
+bit for bit.
 
 Where this deviates from the paper, besides what those modules say:
 
@@ -39,6 +40,7 @@ from engine.models.streaming_options import StreamingOptions
 from engine.models.vq_spec import PUBLISHED, VqSpec
 from engine.training.frequency import Intervals
 from engine.training.impressions import ImpressionBatch
+from engine.training.members import Members
 from engine.training.optimizers import Optimizer, lazy_tables
 from engine.training.replay import Memory
 from engine.training.trainer import begin_at
@@ -142,6 +144,9 @@ class StreamingTrainer:
         self.biases = np.zeros(n, np.float32)
         self._intervals = Intervals(n, options.frequency_rate)
         self._memory = Memory(options.memory if options.replay else 0, spec.read)
+        self._members = (
+            Members(n, spec.clusters, spec.tower.dimension) if options.centres == "members" else None
+        )
         self._cursor = 0
         self._groups = np.full(known + 1, -1, np.int32)
         self._secondary = np.zeros(spec.clusters, np.int32)
@@ -200,10 +205,14 @@ class StreamingTrainer:
                 batch.users, batch.encoded, batch.rewards, batch.timestamps, columns, self._groups, random
             )
         own = own[:fresh]
-        weights = occurrence_weights(new.rewards, self._etas, deltas[own], options.beta)
-        moved = plain[own]
         loss = self._learn(losses)
-        self.codebook.update(clusters[own], moved, weights)
+        if self._members is None:
+            weights = occurrence_weights(new.rewards, self._etas, deltas[own], options.beta)
+            self.codebook.update(clusters[own], plain[own], weights)
+        else:
+            counted = occurrence_weights(new.rewards, self._etas, np.ones(fresh), 0.0)
+            self._members.reward(new.items, counted, options.frequency_rate)
+            self._hold(rows[there], clusters[there], plain[there])
         if options.replay:
             self._memory.keep(new, random)
         self._note(*result)
@@ -230,6 +239,7 @@ class StreamingTrainer:
                     vectors, rows[part], self.assignment, self._pool, self._threads
                 )
                 biases[part] = self._model.biases(self._model.codes(rows[part])).numpy()
+                self._hold(rows[part], clusters[part], vectors)
         self._note(rows, clusters, biases)
         return clusters, biases
 
@@ -263,6 +273,8 @@ class StreamingTrainer:
         self.assignment = np.concatenate((self.assignment, np.full(n - before, -1, np.int32)))
         self.biases = np.concatenate((self.biases, np.zeros(n - before, np.float32)))
         self._intervals.grow(n)
+        if self._members is not None:
+            self._members.grow(n)
         return np.arange(before, n, dtype=np.int32)
 
     @property
@@ -313,7 +325,7 @@ class StreamingTrainer:
     def state(self) -> dict[str, Any]:
         """Return all that the next step depends on, a copy: tensors, numbers and lists, as `torch.save` takes them."""
         published = take_encoded(self.items, np.arange(self._known, len(self.items), dtype=np.int32))
-        intervals = self._intervals
+        intervals, members = self._intervals, {} if self._members is None else self._members.state()
         arrays: dict[str, AnyArray] = {
             "sums": self.codebook.sums, "counts": self.codebook.counts,
             "last": intervals.last, "gap": intervals.gap, "seen": intervals.seen,
@@ -328,6 +340,7 @@ class StreamingTrainer:
             "optimizers": [copy.deepcopy(each.state()) for each in self._optimizers],
             "arrays": {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()},
             "memory": {name: torch.from_numpy(array) for name, array in self._memory.state().items()},
+            "members": {name: torch.from_numpy(array.copy()) for name, array in members.items()},
             "place": (self.steps, self._cursor, intervals.now),
         }
 
@@ -358,6 +371,8 @@ class StreamingTrainer:
         self._intervals.seen = arrays["seen"]
         self.assignment, self.biases = arrays["assignment"], arrays["biases"]
         self._memory.load({name: value.numpy() for name, value in state["memory"].items()})
+        if self._members is not None:
+            self._members.load({name: value.numpy() for name, value in state["members"].items()})
         self.codebook = self._codebook_of(arrays["sums"], arrays["counts"])
         self._groups, self._secondary = arrays["groups"], arrays["secondary"]
         self.steps, self._cursor, self._intervals.now = state["place"]
@@ -402,6 +417,12 @@ class StreamingTrainer:
             for part, rate in parts
             if part
         )
+
+    def _hold(self, rows: Int32Array, clusters: Int32Array, vectors: Float32Array) -> None:
+        """Let distinct items count where they are now, if clusters are the means of their items."""
+        if self._members is not None:
+            rates = self._intervals.of(rows) ** (self.options.beta - 1.0)
+            self._members.put(rows, clusters, vectors, rates, self.codebook)
 
     def _note(self, rows: Int32Array, clusters: Int32Array, biases: Float32Array) -> None:
         """Keep where items are now."""
@@ -468,6 +489,8 @@ class StreamingTrainer:
                 f"{spec.clusters:,}"
             )
         self.codebook = self._codebook_of(arrays["codebook.sums"], arrays["codebook.counts"])
+        if self._members is not None:
+            self._members.begin(self.codebook, self.assignment)
 
     def _begin_rows(self, codes: Int64Array, learnt: Int32Array) -> None:
         """Set the rows of items that are new: as an earlier training left them, else as that of the unknown."""

@@ -27,6 +27,7 @@ from engine.training.vq_losses import (
     mask_histories,
     own_items,
     rewarded_softmax,
+    shared_softmax,
     similarity,
     straight_through,
 )
@@ -188,7 +189,7 @@ class VqModel(nn.ModuleDict):
             encoded = take_users(encoded, rows)
             rewards, masked, timestamps = rewards[rows], masked[rows], timestamps[rows]
         mask_histories(encoded.sequence, columns.codes.numpy(), columns.own[rows], masked)
-        own, hits = tensor(columns.own[rows]), torch.from_numpy(masked)
+        own = columns.own[rows]
         features, history = self._features(encoded, timestamps, random), self._packed(encoded)
         quantised = straight_through(columns.vectors, columns.clusters)
         shift = columns.biases / options.temperature - columns.shift
@@ -200,10 +201,10 @@ class VqModel(nn.ModuleDict):
 
         first = None
         for at, (task, tower) in enumerate(zip(options.tasks, self._towers, strict=True)):
-            reward = tensor(rewards[:, at])
+            reward = np.ascontiguousarray(rewards[:, at])
             if at == 0 and self._rank is not None:
                 first = tower.inputs(features, history, self._tied)
-            if not task.weight or not (rewards[:, at] > 0).any():
+            if not task.weight or not (reward > 0).any():
                 continue
             x = first if at == 0 and first is not None else tower.inputs(features, history, self._tied)
             queries = tower.head(x) / options.temperature
@@ -212,8 +213,7 @@ class VqModel(nn.ModuleDict):
                 ("index", quantised, options.index_weight),
             ):
                 if asked:
-                    logits = (queries @ vectors.T + shift).masked_fill(hits, -torch.inf)
-                    add(name, rewarded_softmax(logits, own, reward), task.weight)
+                    add(name, shared_softmax(queries, vectors, shift, masked, own, reward), task.weight)
         if options.similarity_weight:
             there = tensor(np.unique(columns.own))
             made["similarity"] = similarity(columns.vectors[there], columns.clusters[there])
@@ -232,7 +232,7 @@ class VqModel(nn.ModuleDict):
         rewards: Float32Array,
         masked: BoolArray,
         columns: Columns,
-        own: Tensor,
+        own: Int64Array,
         groups: Int32Array,
         random: np.random.Generator,
     ) -> list[tuple[int, Tensor]]:
@@ -244,17 +244,16 @@ class VqModel(nn.ModuleDict):
         items = rank.item_vectors(columns.codes, columns.vectors.detach())
         biases = rank.bias(columns.codes)
         if not rank.complex:
-            hits = torch.from_numpy(masked)
             return [
-                (at, rewarded_softmax(
-                    (rank.products(users, items, biases, at) - columns.shift).masked_fill(hits, -torch.inf),
-                    own, tensor(rewards[:, at]),
+                (at, shared_softmax(
+                    rank.of_task(users, at), items, biases[:, at] - columns.shift, masked, own,
+                    np.ascontiguousarray(rewards[:, at]),
                 ))
                 for at in tasks
             ]  # fmt: skip
         spec, (n, count) = self._spec, masked.shape
         drawn = random.integers(0, count, (n, self._options.rank_negatives))
-        mine = own.numpy()[:, None]
+        mine = own[:, None]
         unfit = np.take_along_axis(masked, drawn, 1) | (drawn == mine)
         chosen = tensor(np.concatenate((mine, drawn), 1))
         hits = torch.from_numpy(np.concatenate((np.zeros((n, 1), np.bool_), unfit), 1))
@@ -264,7 +263,7 @@ class VqModel(nn.ModuleDict):
             users, F.embedding(chosen, items), F.embedding(chosen, biases), history, lengths
         )
         scores = scores - F.embedding(chosen, columns.shift[:, None])
-        right = own.new_zeros(n)
+        right = torch.zeros(n, dtype=torch.int64)
         return [
             (
                 at,

@@ -204,8 +204,8 @@ def test_what_is_built_finds_what_the_user_would_like_next(training):
     batch = random_batch(liked.items, USERS, 12, seed=3)
     mine = np.arange(12) % GROUPS
     rows = np.concatenate([np.arange(3) * GROUPS + group for group in mine]).astype(np.int32)
-    history = replace(
-        batch.history, rows=rows, weights=np.ones(36, np.float32), timestamps=np.ones(36, np.int64),
+    history = batch.history._replace(
+        rows=rows, weights=np.ones(36, np.float32), timestamps=np.ones(36, np.int64),
         offsets=np.arange(0, 37, 3),
     )  # fmt: skip
     answer = channel.recall_batch(replace(batch, history=history), np.full(12, 8, np.int32))

@@ -50,24 +50,17 @@ def config_of():
 
 def test_three_channels_are_asked_for_the_same_users(dataset, tmp_path):
     report = compare(
-        config_of(),
-        dataset,
-        "leave-one-out",
-        "validation",
-        [5],
-        [],
-        SnapshotStore(tmp_path),
-        SilentProgress(),
-        users=50,
-    )
+        config_of(), dataset, "leave-one-out", "validation", [5], [], SnapshotStore(tmp_path), SilentProgress(),
+        users=50, orders=["shuffled"],
+    )  # fmt: skip
     assert 0 < report["users"] <= 50
     names = [(row["channel"], row["order"]) for row in report["rows"]]
-    both = [(name, order) for name in ("two_tower", "deep_retrieval") for order in ("time", "shuffled")]
-    assert names == [*both, *[("streaming_vq", "time")] * 4]
+    others = [("two_tower", "shuffled"), ("deep_retrieval", "shuffled")]
+    assert names == [*others, *[("streaming_vq", "time")] * 4]
     assert all(0 <= row["recall@5"] <= 1 for row in report["rows"])
-    reached = report["rows"][2]["rank_list"]
+    reached = report["rows"][1]["rank_list"]
     assert reached > 0
-    assert [row["rank_list"] for row in report["rows"][4:7]] == [
+    assert [row["rank_list"] for row in report["rows"][2:5]] == [
         max(1, round(part * reached)) for part in (0.1, 1 / 3, 1.0)
     ]
     assert 0 < report["balance"]["largest"] <= 1

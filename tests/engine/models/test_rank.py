@@ -150,7 +150,7 @@ def test_it_serves_what_was_trained(rank):
             each = vectors.expand(2, -1, -1), biases.expand(2, -1, -1)
             of_tasks = trained.crossed(users, *each, codes, lengths).numpy()
         else:
-            products = [trained.products(users, vectors, biases, task) for task in range(2)]
+            products = [trained.of_task(users, task) @ vectors.T + biases[:, task] for task in range(2)]
             of_tasks = torch.stack(products, 2).numpy()
     kept = in_wide_bytes(vectors.numpy(), np.arange(ITEMS, dtype=np.int32))
     step = RankStep(spec, arrays, weights, *kept, biases.numpy())

@@ -33,6 +33,7 @@ from engine.training.vq_losses import (  # noqa: E402
     mask_histories,
     own_items,
     rewarded_softmax,
+    shared_softmax,
     similarity,
     straight_through,
 )
@@ -206,6 +207,31 @@ def test_the_softmax_by_hand_and_clusters_gradient_goes_to_items():
     np.testing.assert_allclose(
         float(similarity(vectors[:2], clusters[:2]).detach()), (np.sqrt(0.05) + 0.5) / 2, rtol=1e-4
     )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 9), m=st.integers(1, 40), scale=st.sampled_from([0.1, 3.0, 60.0]),
+    seed=st.integers(0, 2**31),
+)  # fmt: skip
+def test_the_softmax_of_shared_columns_and_its_gradients_are_those_of_torch(n, m, scale, seed):
+    random = np.random.default_rng(seed)
+    given_ = [random.standard_normal(shape).astype(np.float32) for shape in ((n, 5), (m, 5), (m,))]
+    given_[0] *= np.float32(scale)
+    own, masked = random.integers(0, m, n), random.random((n, m)) < 0.3
+    masked[np.arange(n), own] = False
+    rewards = random.random(n).astype(np.float32) * (random.random(n) < 0.7)
+    rewards[0] = 1.0
+    queries, vectors, shift = (torch.from_numpy(each).requires_grad_() for each in given_)
+    loss = 2 * shared_softmax(queries, vectors, shift, masked, own, rewards)
+    loss.backward()
+    double = [torch.from_numpy(each).double().requires_grad_() for each in given_]
+    logits = (double[0] @ double[1].T + double[2]).masked_fill(torch.from_numpy(masked), -torch.inf)
+    wanted = 2 * rewarded_softmax(logits, torch.from_numpy(own), torch.from_numpy(rewards).double())
+    wanted.backward()
+    np.testing.assert_allclose(float(loss.detach()), float(wanted.detach()), rtol=1e-4, atol=1e-5)
+    for mine, right in zip((queries, vectors, shift), double, strict=True):
+        np.testing.assert_allclose(mine.grad, right.grad, rtol=1e-3, atol=1e-4)
 
 
 def test_a_users_other_items_are_no_negatives():
@@ -414,7 +440,7 @@ def test_a_stopped_training_goes_on_where_it_was(tmp_path):
 @pytest.mark.parametrize("rank", ["none", "two_tower", "complex"])
 def test_a_log_is_learnt_and_the_arrays_are_those_of_the_specification(rank):
     data, spec = small_data(), small_spec(rank)
-    options = SMALL.model_copy(update={"epochs": 12, "crowding": 0.0})
+    options = SMALL.model_copy(update={"epochs": 12, "crowding": 0.0, "centres": "moving"})
     made = train_streaming(spec, options, data, SilentProgress())
     arrays = made.arrays
     assert made.steps == 12 * -(-data.interactions.entries // 32)
@@ -471,6 +497,25 @@ def test_an_update_goes_on_from_an_earlier_model():
         train_streaming(small_spec(), SMALL, part, SilentProgress(), start=other, mode="incremental")
     with pytest.raises(BuildError, match="earlier training"):
         train_streaming(small_spec(), SMALL, part, SilentProgress(), mode="resume")
+
+
+def test_a_trainer_begins_with_the_clusters_as_they_are_and_makes_them_the_means_of_their_items():
+    data, spec = small_data(), small_spec()
+    first = train_streaming(spec, SMALL, data, SilentProgress()).arrays
+    vectors = ItemTower.load(spec.tower, first).vectors(data.items)
+    seen = np.bincount(data.interactions.rows, minlength=SMALL_ITEMS) > 0
+    for k in range(8):
+        mine = vectors[(first["assignment"] == k) & seen]
+        assert not len(mine) or (mine.min(0) - 1e-4 <= first["codebook.vectors"][k]).all()
+        assert not len(mine) or (first["codebook.vectors"][k] <= mine.max(0) + 1e-4).all()
+    trainer = StreamingTrainer(spec, SMALL, data.items, first)
+    np.testing.assert_allclose(trainer.codebook.vectors, first["codebook.vectors"], rtol=1e-5, atol=1e-6)
+    # None has come since, so that all count alike.
+    trainer.assign(np.arange(SMALL_ITEMS, dtype=np.int32))
+    for k in range(8):
+        mine = vectors[trainer.assignment == k]
+        if len(mine):
+            np.testing.assert_allclose(trainer.codebook.vectors[k], mine.mean(0), rtol=1e-4, atol=1e-5)
 
 
 def test_each_task_has_a_tower_of_its_own_and_rewards_draw_the_clusters():
