@@ -232,10 +232,7 @@ class _Client:
     def __init__(self, load: Load) -> None:
         self._load = load
         self._connections = [_Connection(load.port, load.path) for _ in range(load.connections)]
-        self._by_number = {each.socket.fileno(): each for each in self._connections}
-        self._poll = select.epoll()
-        for number in self._by_number:
-            self._poll.register(number, select.EPOLLIN)
+        self._sockets = {each.socket: each for each in self._connections}
         self._messages = [struct.pack(">BI", 0, len(each)) + each for each in load.messages]
         self._draw = random.Random(load.seed).random
         self._done: list[tuple[float, float, bool, int]] = []
@@ -270,9 +267,10 @@ class _Client:
     def _receive(self, patience: float) -> list[tuple[_Connection, int]]:
         """Wait for answers; returns the connections that have them, and how many."""
         found: list[tuple[_Connection, int]] = []
-        for number, _ in self._poll.poll(patience):
+        # Not epoll: Python rounds its patience up to whole milliseconds, and what is due would be sent late.
+        for ready in select.select(self._sockets, (), (), patience)[0]:
             ended: list[tuple[_Stream, bool]] = []
-            connection = self._by_number[number]
+            connection = self._sockets[ready]
             connection.receive(ended)
             now = time.perf_counter()
             for stream, answered in ended:
@@ -301,7 +299,6 @@ class _Client:
         )
 
     def close(self) -> None:
-        self._poll.close()
         for connection in self._connections:
             connection.socket.close()
 
