@@ -269,8 +269,8 @@ class DegradeStep(Options):
     """One step of giving less under load."""
 
     at: float = Field(gt=0, le=1)
-    """The step holds while the load is this or more: the share in use of the limit on requests in flight, or of the
-    compute thread's time, whichever is more."""
+    """The step holds while the load is this or more: the share in use of the limit on requests in flight, at most during
+    the last batch."""
 
     limit: float = Field(default=1.0, gt=0, le=1)
     """Factor on the number of candidates."""

@@ -16,7 +16,7 @@ from channels.itemcf import ItemCF
 from channels.popular import Popular
 from channels.swing import Swing
 from channels.usercf import UserCF
-from engine.config import SceneConfig
+from engine.config import DegradeStep, SceneConfig
 from engine.core.candidates import CandidateBatch, Candidates, ChannelStatus, TriggerKind
 from engine.core.channel import Channel
 from engine.core.errors import ContractError
@@ -89,6 +89,7 @@ class World:
     items: int = ITEMS
     reserve_ms: float = 0.0
     depth: float = 2.0
+    degrade: tuple[DegradeStep, ...] = ()
     more_filters: dict[str, Filter] = field(default_factory=dict)
 
     def pipeline(self) -> Pipeline:
@@ -112,6 +113,7 @@ class World:
             weights=self.weights,
             filters=self.filters,
             merge=self.merge.name.lower(),
+            degrade=self.degrade,
         )
         filters = {"seen": Seen(Options()), "excluded": Excluded(Options()), **self.more_filters}
         return Pipeline(scene, self.channels, filters, hydrator, self.reserve_ms)
@@ -285,6 +287,25 @@ def test_channels_are_asked_deeper_only_where_the_answer_is_short():
     world.depth = 0.0
     assert answer(run, 0) == answer(world.pipeline().run([Request(user_id=1)]))
     assert world.channels["spare"].asked[-1] == [10]
+
+
+def test_at_a_step_of_degrading_nobody_is_asked_twice_and_those_that_are_left_stand_in_for_the_others():
+    steps = (DegradeStep(at=0.5), DegradeStep(at=0.9, without=("half",)))
+    few = Listed([[0]] + [list(range(6))] * USERS)
+    world = World(
+        {"few": few, "half": everybody(range(12, 24))},
+        {"few": 3, "half": 2},
+        limit=5,
+        depth=1.0,
+        degrade=steps,
+    )
+    asked = []
+    for step in range(3):
+        run = world.pipeline().run([Request(user_id=1)], step)
+        asked.append([channel.asked for channel in world.channels.values()])
+        few.asked, world.channels["half"].asked = [], []
+        assert answer(run) == [[0, 12, 13, 14, 15], [0, 12, 13], [0]][step]
+    assert asked == [[[[3]], [[2], [5]]], [[[3]], [[2]]], [[[5]], []]]
 
 
 def test_a_channel_that_fails_when_asked_for_more_keeps_what_it_had():
