@@ -37,7 +37,8 @@ TRAINED_SECONDS = 30.0
 LEARNT = 100
 """Likes that the trainer is given to learn from."""
 
-LIMIT = 500
+LIMIT = 1000
+"""Candidates asked for, and the channel's quota: a post that nobody has seen stands behind many that people like."""
 
 ASKED = 200
 """Users who may be asked for, until one is given a post."""
@@ -173,8 +174,8 @@ class StreamingStory:
 
     def _ask(self) -> RecallResult:
         if isinstance(self._user, int):
-            return self._recall.recall(limit=LIMIT, user_id=self._user)
-        return self._recall.recall(limit=LIMIT, user_key=self._user)
+            return self._recall.recall(limit=LIMIT, user_id=self._user, overrides={CHANNEL: LIMIT})
+        return self._recall.recall(limit=LIMIT, user_key=self._user, overrides={CHANNEL: LIMIT})
 
     def _publish(self, like: Id, number: int) -> Id:
         """Publish a post by the author and with the tags of an item; return its id."""

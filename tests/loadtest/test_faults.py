@@ -11,7 +11,7 @@ from loadtest.fuzz import small_data
 def test_a_server_outlives_its_store(tmp_path):
     data = small_data(tmp_path / "small", "int64")
     reports = store.run(
-        tmp_path, list(store.FAULTS), seconds=1.0, per_second=50, data=data, recovery=60.0, settle=0.3
+        tmp_path, list(store.FAULTS), seconds=2.0, per_second=50, data=data, recovery=60.0, settle=0.3
     )
     assert [report.broken for report in reports.values()] == [[]] * len(store.FAULTS)
     assert reports["store-killed"].facts["meanwhile"]["recalls_flagged"] > 10
