@@ -13,6 +13,7 @@ Frames and header compression: RFC 9113 and RFC 7541.
 
 from __future__ import annotations
 
+import gc
 import random
 import select
 import signal
@@ -129,6 +130,7 @@ def send(load: Load, began: Connection | None = None) -> Samples:
 def send_for(connection: Connection, load: Load) -> None:
     """Send a load for another process; sends it the two moments, and then the samples or what went wrong."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()  # nothing here is part of a cycle, and what waits for a collection is sent late
     try:
         connection.send(send(load, connection))
     except Exception as error:  # the parent says what it was
