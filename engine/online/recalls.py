@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 _Note = tuple[bytes, Int64Array]
 
-TOGETHER = 16
+TOGETHER = 8
 """Users who are written together at most: the store reads nobody's state meanwhile, 80 us a user."""
 
 
