@@ -16,6 +16,8 @@ class Seen(Filter):
         """At most the whole history stands in front of what may be shown."""
         return batch.history.offsets[1:] - batch.history.offsets[:-1]
 
-    def keep(self, batch: QueryBatch, candidates: FanOut) -> BoolArray:
+    def keep(self, batch: QueryBatch, candidates: FanOut) -> BoolArray | None:
         """Return True where the history does not hold the candidate."""
+        if batch.history.rows.size == 0:
+            return None
         return not_members(candidates, batch.history.rows, batch.history.offsets)

@@ -17,7 +17,7 @@ def not_members(candidates: FanOut, rows: Int32Array, offsets: Int64Array) -> Bo
         candidates: the fan-out.
         rows: int32[t], the lists end to end; offsets: int64[queries + 1].
     """
-    keep = np.ones(candidates.rows.size, np.bool_)
+    keep = np.empty(candidates.rows.size, np.bool_)
     _not_members(candidates.rows, candidates.offsets, candidates.queries, rows, offsets, keep)
     return keep
 
@@ -35,6 +35,8 @@ def _not_members(candidates, segments, queries, rows, offsets, keep):  # type: i
     channels = (segments.size - 1) // queries
     for q in range(queries):
         if offsets[q] == offsets[q + 1]:
+            for c in range(channels):
+                keep[segments[c * queries + q] : segments[c * queries + q + 1]] = True
             continue
         for p in range(offsets[q], offsets[q + 1]):
             at = spread(rows[p]) & mask
@@ -62,8 +64,13 @@ def not_members_reference(candidates: FanOut, rows: Int32Array, offsets: Int64Ar
 
 
 def drop(
-    keep: BoolArray, removed_by: Int8Array, stays: BoolArray, candidates: FanOut, number: int
-) -> Int32Array:
+    keep: BoolArray,
+    removed_by: Int8Array,
+    stays: BoolArray,
+    candidates: FanOut,
+    number: int,
+    removed: Int32Array,
+) -> None:
     """Remove the candidates where `stays` is False.
 
     Args:
@@ -72,20 +79,17 @@ def drop(
         stays: bool[m].
         candidates: the fan-out.
         number: of the filter that says so.
-
-    Returns:
-        int32[queries]: how many candidates of each query went from kept to removed.
+        removed: int32[filters, queries], changed: grows by how many candidates of each query went from kept to removed.
     """
-    removed = np.zeros(candidates.queries, np.int32)
     _drop(keep, removed_by, stays, candidates.offsets, number, removed)
-    return removed
 
 
 @njit(nogil=True, cache=True)
 def _drop(keep, removed_by, stays, offsets, number, removed):  # type: ignore[no-untyped-def]
+    queries = removed.shape[1]
     for s in range(offsets.size - 1):
         for p in range(offsets[s], offsets[s + 1]):
             if keep[p] and not stays[p]:
                 keep[p] = False
                 removed_by[p] = number
-                removed[s % removed.size] += 1
+                removed[number, s % queries] += 1

@@ -7,18 +7,28 @@ import math
 import time
 from asyncio import CancelledError
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 from numba import njit
 
-from engine.core.candidates import CandidateBatch, Candidates, ChannelStatus, TriggerKind, check_contract
+from engine.core.candidates import (
+    CandidateBatch,
+    Candidates,
+    ChannelStatus,
+    TriggerKind,
+    all_keep_contract,
+    check_contract,
+    check_form,
+    largest_trigger,
+)
 from engine.core.channel import Channel, ask, gates
 from engine.core.query import QueryBatch
-from engine.core.types import Int32Array
+from engine.core.types import Int32Array, Int64Array
 from engine.online.beside import Call, Guard, Rules, said
 from engine.online.breaker import Breaker, BreakerState
 from engine.online.hydrate import Hydrator
-from engine.online.run import Run
+from engine.online.run import Columns, Run
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +38,8 @@ _SECONDS_BETWEEN_WARNINGS = 60.0
 """Of one channel that fails: every batch would say so."""
 
 _DEGRADED = "degraded"
+
+_PLAIN = {np.ndarray}
 
 _FAILURES = (Exception, SystemExit, CancelledError)
 """Whatever a channel raises is that channel's failure alone; but Ctrl-C, where this is the main thread, ends us."""
@@ -61,10 +73,11 @@ class SceneChannels:
         self.breakers: Mapping[str, Breaker] = {name: guard.breaker for name, guard in mine.items()}
         self._breakers = [self.breakers.get(name) for name in names]
         self._beside = [mine[name].beside if mine else None for name in names]
+        self._largest: tuple[tuple[int | None, ...], Int64Array] = ((), np.empty(0, np.int64))
 
     def ask(
         self, run: Run, channels: Sequence[int], depth: Int32Array, without: frozenset[int]
-    ) -> list[CandidateBatch]:
+    ) -> tuple[list[CandidateBatch], Columns]:
         """Ask channels, each query for as many as `depth` says; statuses, messages and times are noted in the run.
 
         Those that run beside the compute start first and are waited for last: they have as long as the others take for
@@ -77,9 +90,9 @@ class SceneChannels:
             without: those that are not asked under the load that there is.
 
         Returns:
-            what each answered, in this order.
+            what each answered, in this order, and the same as columns.
         """
-        depths = {c: depth[at] for at, c in enumerate(channels)}
+        depths = dict(zip(channels, depth, strict=True))
         for c in without & depths.keys():
             self._shut(run, c, depths[c], ChannelStatus.GATED, _DEGRADED)
         beside = [c for c in channels if self._beside[c] is not None]
@@ -90,12 +103,45 @@ class SceneChannels:
             answers[c] = self._collect(run, c, depths[c], call)
         ordered = [answers[c] for c in channels]
         # Of all channels at once: each call costs a microsecond or more.
-        ends = np.concatenate([answer.offsets for answer in ordered])
-        _note_lengths(ends, np.array(channels), depth, run.returned, run.status)
-        return ordered
+        asked = np.array([*channels])
+        columns = self._columns(ordered, asked, depth)
+        if columns is None:
+            ordered = [self._kept(run, c, depths[c], answers[c]) for c in channels]
+            columns = Columns.of(ordered, depth.shape[1])
+        _note_lengths(columns.fan_out.offsets, asked, depth, run.returned, run.status)
+        return ordered, columns
+
+    def _columns(self, answers: list[CandidateBatch], asked: Int64Array, depth: Int32Array) -> Columns | None:
+        """Put answers end to end; None where one breaks the contract, or is of arrays that must be looked at alone."""
+        # What no kernel takes is its channel's failure alone.
+        if set(map(type, chain.from_iterable(answers))) != _PLAIN:
+            return None
+        columns = Columns.of(answers, depth.shape[1])
+        rows, offsets, _ = columns.fan_out
+        together = CandidateBatch(rows, columns.scores, columns.triggers, offsets)
+        kept = all_keep_contract(together, depth, self._largest_triggers()[asked], self._hydrator.items)
+        return columns if kept else None
+
+    def _kept(self, run: Run, c: int, k: Int32Array, answer: CandidateBatch) -> CandidateBatch:
+        """Return an answer that keeps the contract: this one, or that of a channel that failed."""
+        if self._beside[c] is not None:  # its own thread checked it
+            return answer
+        started = time.perf_counter()
+        failed_before = len(run.messages)
+        try:
+            self._check(answer, c, k)
+        except _FAILURES as error:
+            answer = self._one_by_one(run, c, k, error)
+            self._note(run, c, k, len(run.messages) - failed_before)
+            run.channel_us[c] += (time.perf_counter() - started) * 1e6
+        return answer
 
     def _ask(self, run: Run, c: int, k: Int32Array) -> CandidateBatch:
-        """Run one channel: gate, deadline, contract, timing and error policy are here, once for all inline channels."""
+        """Run one channel: gate, deadline, timing and error policy are here, once for all inline channels.
+
+        `ask` checks the values of what they all answered; of a channel whose breaker must hear how it went, it is done
+        here.
+        """
         started = time.perf_counter()
         failed_before = len(run.messages)
         self._shut_late(run, c, k)
@@ -108,7 +154,11 @@ class SceneChannels:
         answer = None
         if any(k.tolist()):
             try:
-                answer = self._answer(run, c, run.batch, k)
+                answer = ask(self.channels[c], run.batch, k)
+                if watched:
+                    self._check(answer, c, k)
+                else:
+                    check_form(answer, k, self.names[c])
             except _FAILURES as error:
                 answer = self._one_by_one(run, c, k, error)
         if breaker is not None and (watched or len(run.messages) > failed_before):
@@ -216,12 +266,18 @@ class SceneChannels:
             run.status[c, q] = status
             run.messages[c, q] = text
 
-    def _answer(self, run: Run, c: int, batch: QueryBatch, k: Int32Array) -> CandidateBatch:
-        channel = self.channels[c]
-        answer = ask(channel, batch, k)
-        triggers = self._trigger_rows(channel.trigger_kind)
+    def _check(self, answer: CandidateBatch, c: int, k: Int32Array) -> None:
+        triggers = self._trigger_rows(self.channels[c].trigger_kind)
         check_contract(answer, k, self._hydrator.items, self.names[c], triggers)
-        return answer
+
+    def _largest_triggers(self) -> Int64Array:
+        """int64[channels], what `largest_trigger` says of each; indexes grow between two batches."""
+        hydrator = self._hydrator
+        sizes = hydrator.items, hydrator.users, hydrator.authors
+        if self._largest[0] != sizes:
+            rows = [self._trigger_rows(channel.trigger_kind) for channel in self.channels]
+            self._largest = sizes, np.array([largest_trigger(count) for count in rows], np.int64)
+        return self._largest[1]
 
     def _trigger_rows(self, kind: TriggerKind) -> int | None:
         """Return how many rows the index of a kind of trigger has now; None of a kind that has no index."""
@@ -263,7 +319,9 @@ class SceneChannels:
             try:
                 if k.size == 1:
                     raise error
-                answers[q] = self._answer(run, c, run.batch.alone(q), k[q : q + 1]).query(0)
+                alone = ask(self.channels[c], run.batch.alone(q), k[q : q + 1])
+                self._check(alone, c, k[q : q + 1])
+                answers[q] = alone.query(0)
             except _FAILURES as own:
                 k[q] = 0
                 self._failed(run, c, q, own)
@@ -279,13 +337,13 @@ class SceneChannels:
 
 
 @njit(nogil=True, cache=True)
-def _note_lengths(ends, channels, depth, returned, status):  # type: ignore[no-untyped-def]
-    """Note what was asked and answered: `ends` are the offsets of the answers, n + 1 a channel; `depth` as in `ask`."""
+def _note_lengths(offsets, channels, depth, returned, status):  # type: ignore[no-untyped-def]
+    """Note what was asked and answered: `offsets` as in `FanOut`, `depth` as in `ask`."""
     n = depth.shape[1]
     for at in range(channels.size):
         c = channels[at]
         for q in range(n):
-            length = ends[at * (n + 1) + q + 1] - ends[at * (n + 1) + q]
+            length = offsets[at * n + q + 1] - offsets[at * n + q]
             asked = depth[at, q] > 0
             if asked or length > 0:
                 returned[c, q] = length

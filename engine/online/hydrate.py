@@ -77,25 +77,27 @@ class Hydrator:
         user_ids = np.array([self._guest if r.user_id is None else r.user_id for r in requests])
         users = self._user_index.rows(user_ids)
         unknown = np.zeros((4, n), np.int32)
-        unknown_user, unknown_recent, unknown_excluded, unknown_triggers = unknown
+        recent = excluding = triggered = False
         for q, (user, request) in enumerate(zip(users.tolist(), requests, strict=True)):
             if user < 0 and request.user_id is not None:
-                unknown_user[q] = 1
+                unknown[0, q] = 1
+            recent |= request.recent is not None
+            excluding |= request.excluded is not None
+            triggered |= request.triggers is not None
         now = np.array([r.now for r in requests], np.int64)
         known = self._state.read(user_ids, users, now, self._city_codes(requests))
         history = known.history
-        if any(r.recent is not None for r in requests):
-            history = self._with_recent(history, requests, unknown_recent)
+        if recent:
+            history = self._with_recent(history, requests, unknown[1])
         excluded = triggers = RaggedRows.empty(n)
-        if any(r.excluded is not None for r in requests):
-            excluded = self._rows([r.excluded for r in requests], unknown_excluded)
-        if any(r.triggers is not None for r in requests):
-            triggers = _each_once(self._rows([r.triggers for r in requests], unknown_triggers))
+        if excluding:
+            excluded = self._rows([r.excluded for r in requests], unknown[2])
+        if triggered:
+            triggers = _each_once(self._rows([r.triggers for r in requests], unknown[3]))
             excluded = _end_to_end(excluded, triggers)  # more like an item is not the item
         for column in (history.rows, history.weights, history.timestamps, excluded.rows, triggers.rows):
-            column.flags.writeable = (
-                False  # as a mapped snapshot's: one compiled form of each kernel serves both
-            )
+            # As a mapped snapshot's: one compiled form of each kernel serves both.
+            column.setflags(write=False)
         batch = QueryBatch(
             user_ids=user_ids,
             users=users,
@@ -104,8 +106,8 @@ class Hydrator:
             now=now,
             latitude=np.array([r.latitude for r in requests], np.float64),
             longitude=np.array([r.longitude for r in requests], np.float64),
-            cities=tuple(r.city for r in requests),
-            devices=tuple(r.device for r in requests),
+            cities=tuple([r.city for r in requests]),
+            devices=tuple([r.device for r in requests]),
             live=known.live,
             triggers=triggers,
         )

@@ -20,6 +20,8 @@ from engine.online.run import Columns, Run
 
 log = logging.getLogger(__name__)
 
+_BOOL = np.dtype(np.bool_)
+
 _SECONDS_BETWEEN_WARNINGS = 60.0
 """Of one filter that cannot judge: every batch would say so."""
 
@@ -61,11 +63,11 @@ class SceneFilters:
             except StateUnavailableError as error:
                 stays = self._judge_alone(run, f, columns.fan_out, error)
             if stays is not None:
-                run.removed[f] += drop(columns.keep, columns.removed_by, stays, columns.fan_out, f)
+                drop(columns.keep, columns.removed_by, stays, columns.fan_out, f, run.removed)
 
     def _judge(self, f: int, batch: QueryBatch, candidates: FanOut) -> BoolArray | None:
         stays = self.filters[f].keep(batch, candidates)
-        if stays is not None and (stays.dtype != np.bool_ or stays.shape != candidates.rows.shape):
+        if stays is not None and (stays.dtype != _BOOL or stays.shape != candidates.rows.shape):
             raise ContractError(f"filter {self.names[f]!r}: keep() must return bool[{candidates.rows.size}]")
         return stays
 

@@ -158,10 +158,11 @@ class Pipeline:
         for c, q in off:
             if c < self._first_fallback:
                 run.depth[c, q] = run.whole_depth[c, q] = 0
-        run.answers = self._ask(run, range(self._first_fallback), run.depth.copy())
-        run.columns = Columns.of(run.answers, len(run.requests))
+        run.answers, run.columns = self._ask(run, range(self._first_fallback), run.depth.copy())
 
-    def _ask(self, run: Run, channels: Sequence[int], depth: Int32Array) -> list[CandidateBatch]:
+    def _ask(
+        self, run: Run, channels: Sequence[int], depth: Int32Array
+    ) -> tuple[list[CandidateBatch], Columns]:
         return self._channels.ask(run, channels, depth, without=self._steps[run.degraded].without)
 
     def _mask(self, run: Run) -> None:
@@ -186,6 +187,9 @@ class Pipeline:
         """Where an answer is short ask the channels for more, then the fallback channels, which only backfill."""
         if self.scene.depth and not run.degraded:  # a step of degrading is there to do less
             self._deepen(run)
+        # No list is longer than its limit, so none is short where the sums are the same.
+        if run.merged.rows.size == sum(run.limits.tolist()):
+            return
         lengths = run.merged.offsets[1:] - run.merged.offsets[:-1]
         short = lengths < run.limits
         if not short.any() or self._first_fallback == len(self.channel_names):
@@ -198,8 +202,7 @@ class Pipeline:
             for name, quota in request.quotas.items():
                 if quota == 0 and (c := self.channel_names.index(name)) in channels:
                     depths[c - self._first_fallback, q] = 0
-        answers = self._ask(run, channels, depths)
-        more = Columns.of(answers, len(run.requests))
+        _, more = self._ask(run, channels, depths)
         self._filters.mask(run, more)
         run.columns = run.columns.followed_by(more)
         run.quotas[self._first_fallback :] = 0
@@ -223,7 +226,8 @@ class Pipeline:
         returned, spent = run.returned[mine].copy(), run.channel_us[channels]
         before = run.status.copy()
         depths = np.where(again, run.whole_depth, 0)[channels].astype(np.int32)
-        for c, answer in zip(channels, self._ask(run, channels, depths), strict=True):
+        answers, _ = self._ask(run, channels, depths)
+        for c, answer in zip(channels, answers, strict=True):
             taken = again[c] & (run.status[c] == ChannelStatus.OK)
             run.returned[c] = np.where(taken, run.returned[c], returned[c])
             parts = [(answer if new else run.answers[c]).query(q) for q, new in enumerate(taken.tolist())]

@@ -34,18 +34,11 @@ class Columns(NamedTuple):
     @classmethod
     def of(cls, answers: Sequence[CandidateBatch], queries: int) -> Columns:
         """Put the answers end to end."""
-        rows = np.concatenate([answer.rows for answer in answers])
-        offsets = np.empty(len(answers) * queries + 1, np.int64)
+        rows, scores, triggers, offsets = map(np.concatenate, zip(*answers, strict=True))
+        segments = np.empty(len(answers) * queries + 1, np.int64)
         keep, removed_by = np.empty(rows.size, np.bool_), np.empty(rows.size, np.int8)
-        ends = np.concatenate([answer.offsets for answer in answers])
-        _begin(ends, queries, offsets, keep, removed_by)
-        return cls(
-            FanOut(rows, offsets, queries),
-            np.concatenate([answer.scores for answer in answers]),
-            np.concatenate([answer.triggers for answer in answers]),
-            keep,
-            removed_by,
-        )
+        _begin(offsets, queries, segments, keep, removed_by)
+        return cls(FanOut(rows, segments, queries), scores, triggers, keep, removed_by)
 
     def followed_by(self, other: Columns) -> Columns:
         """Return these channels and then the other's."""

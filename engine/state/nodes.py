@@ -114,31 +114,16 @@ def converse(parts: Sequence[Part[Answer]], timeout: float) -> list[Answer]:
         for node, pieces, _read in parts:
             connection = node.take(timeout)
             connections.append(connection)
-            with _blaming(node, timeout):
-                connection.send_packed_command(pieces, check_health=False)
+            connection.send_packed_command(pieces, check_health=False)
         for (node, _pieces, read), connection in zip(parts, connections, strict=True):
-            with _blaming(node, timeout):
-                answers.append(read(connection))
+            answers.append(read(connection))
             node.give(connection, timeout)
+    except (RedisError, OSError) as error:
+        raise node.failed(error, timeout) from None
     finally:
         for connection in connections[len(answers) :]:
             connection.disconnect()
     return answers
-
-
-class _blaming:  # noqa: N801 - reads as a clause
-    """Turns trouble with a connection into the node's error."""
-
-    def __init__(self, node: Node, timeout: float) -> None:
-        self._node = node
-        self._timeout = timeout
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (RedisError, OSError)):
-            raise self._node.failed(error, self._timeout) from None
 
 
 def plainly(commands: Sequence[Command]) -> tuple[Iterable[bytes], Callable[[Connection], list[Any]]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from itertools import accumulate, islice, pairwise
+from itertools import islice
 from typing import Any, Self
 
 import numpy as np
@@ -67,10 +67,10 @@ class _ReadState(LiveState):
 
     __slots__ = ("_sort_out",)
 
-    _sort_out: Callable[[], tuple[Leftovers | RaggedRows, ...]]
+    _sort_out: Callable[[], Sequence[Leftovers | RaggedRows]]
 
     @classmethod
-    def of(cls, exposure: Exposure, sort_out: Callable[[], tuple[Leftovers | RaggedRows, ...]]) -> Self:
+    def of(cls, exposure: Exposure, sort_out: Callable[[], Sequence[Leftovers | RaggedRows]]) -> Self:
         """Return the state that a function sorts out, called once at most: _SORTED_OUT in this order."""
         state = cls.__new__(cls)
         for name, value in (("exposure", exposure), ("available", True), ("_sort_out", sort_out)):
@@ -187,7 +187,7 @@ class LiveUsers:
 
     def _sorted_out(
         self, values: Values, asked: BoolArray, width: int, current: Int32Array
-    ) -> tuple[Leftovers | RaggedRows, ...]:
+    ) -> list[Leftovers | RaggedRows]:
         """Return what the records other than recent actions say, in the order of _SORTED_OUT."""
         n = asked.size
         room = values.content.size // RECORD.itemsize + n
@@ -200,12 +200,14 @@ class LiveUsers:
             *catalogue.items.key_tables, *catalogue.authors.key_tables, *self._tags.tables, *self._cities.tables,
             current, limits.dislikes, limits.follows, CITIES_KEPT, rows, scores, stamps, recalls, bounds,
         )  # fmt: skip
-        first, *others = accumulate(bounds[:, n].tolist())
-        ragged = [
-            RaggedRows(rows[start:end], offsets)
-            for (start, end), offsets in zip(pairwise((first, *others)), bounds[1:], strict=True)
+        first = end = int(bounds[0, n])
+        parts: list[Leftovers | RaggedRows] = [
+            Leftovers(rows[:first], scores[:first], stamps[:first], recalls[:first], bounds[0])
         ]
-        return Leftovers(rows[:first], scores[:first], stamps[:first], recalls[:first], bounds[0]), *ragged
+        for offsets in bounds[1:]:
+            start, end = end, end + int(offsets[n])
+            parts.append(RaggedRows(rows[start:end], offsets))
+        return parts
 
     def _failed(self, error: StateError) -> None:
         now = time.monotonic()

@@ -685,6 +685,24 @@ def test_columns_that_do_not_fit_together_are_an_error(wrong, caplog):
     assert answer(run) == [5]
 
 
+def test_columns_that_are_mapped_are_held_to_the_contract_too(tmp_path, caplog):
+    caplog.set_level(logging.CRITICAL)
+    rows = np.memmap(tmp_path / "rows", np.int32, "w+", shape=2)
+    world = World(
+        {"mapped": Columns(lambda n: columns()._replace(rows=rows)), "sound": everybody([5])},
+        {"mapped": 4, "sound": 4},
+    )
+    rows[:] = 7, 6
+    run = world.pipeline().run([Request()])
+    assert run.status.tolist() == [[OK], [OK]]
+    assert sorted(answer(run)) == [5, 6, 7]
+    rows[:] = 7, ITEMS
+    run = world.pipeline().run([Request()])
+    assert run.status.tolist() == [[ERROR], [OK]]
+    assert "outside the catalogue" in run.messages[0, 0]
+    assert answer(run) == [5]
+
+
 def test_an_item_that_a_channel_repeats_is_heard_once_and_counted():
     world = World({"twice": everybody([3, 3, 4, 3, 5, 4]), "other": everybody([4])}, {"twice": 3, "other": 1})
     run = world.pipeline().run([Request(excluded=ids([5]))])
