@@ -213,8 +213,7 @@ class _Bench:
             )
         report["rss_mb"] = round(self._worker.resident_mb(), 1)
         report["concurrency"] = self._concurrency()
-        saturation = report["requests_per_s"]
-        report |= self._at_rates(saturation)
+        report |= self._at_rates()
         report["kernels"] = self._kernels(report)
         if settings.profile is not None:
             report["profile"] = self._profile(settings.profile)
@@ -385,8 +384,11 @@ class _Bench:
             rows.append({name: round(value, 2) for name, value in (row | samples.percentiles()).items()})
         return rows
 
-    def _at_rates(self, saturation: float) -> dict[str, float]:
-        """Half of saturation, three times of it, and that of a scene with steps of degrading; in open loops, in turns."""
+    def _at_rates(self) -> dict[str, float]:
+        """Half of saturation, three times of it, and that of a scene with steps of degrading; in open loops, in turns.
+
+        Saturation is measured in each round anew: how fast the machine is changes from minute to minute.
+        """
         # Messages written one behind the other are one message.
         scene = pb.RecallRequest(scene=DEGRADING).SerializeToString()
         loads = {
@@ -394,18 +396,19 @@ class _Bench:
             "overload": (OVERLOAD, self._asked),
             DEGRADING: (OVERLOAD, [each + scene for each in self._asked]),
         }
-        self._progress.start("open loop", len(loads) * self._settings.rounds)
+        self._progress.start("open loop", (1 + len(loads)) * self._settings.rounds)
         found: dict[str, list[float]] = {}
         for number in range(self._settings.rounds):
+            saturation = self._saturate(self._worker, RECALL, number)[0].rate
+            found.setdefault("saturation_per_s", []).append(saturation)
             for name, (times, asked) in loads.items():
-                for key, value in self._at_rate(times * saturation, asked, number).items():
+                measured = self._at_rate(times * saturation, asked, number)
+                measured["goodput_share"] = _ratio(measured["answered_per_s"], saturation)
+                for key, value in measured.items():
                     found.setdefault(f"{name}_{key}", []).append(value)
         report: dict[str, float] = {}
         for key, values in found.items():
             report |= spread(key, values, 4 if key.endswith("share") else 2)
-        for name in ("overload", DEGRADING):
-            shares = [_ratio(each, saturation) for each in found[f"{name}_answered_per_s"]]
-            report |= spread(f"{name}_goodput_share", shares, 3)
         return report
 
     def _at_rate(self, rate: float, asked: list[bytes], number: int) -> dict[str, float]:

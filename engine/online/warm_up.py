@@ -1,4 +1,8 @@
-"""Warm-up: what serving will run is run before, so that every kernel is compiled, or loaded, before a caller comes."""
+"""Warm-up: what serving will run is run before, so that every kernel is compiled, or loaded, before a caller comes.
+
+What it will read is read before, too: a page of a snapshot that nobody looked at yet costs a fault, or a wait for the
+disk.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import numpy as np
 
 from engine.config import Config
 from engine.core.errors import RecallError
+from engine.data.snapshot import touch
 from engine.online.encode import encode
 from engine.online.recalls import recalled
 from engine.online.rehearsal import rehearse
@@ -16,11 +21,14 @@ from engine.online.tally import SceneTally
 
 
 def warm_up(config: Config, replica: Replica, state: State | None = None) -> None:
-    """Run a few requests through every scene, and with a state store what live state brings; nothing is changed by it.
+    """Read the snapshots, run a few requests through every scene, and with a state store what live state brings.
+
+    Nothing is changed by it.
 
     Raises:
         RecallError: if a scene cannot answer.
     """
+    touch(replica.snapshots.values())
     with replica.guards.patient():
         _ask_every_scene(replica)
         if state is not None:

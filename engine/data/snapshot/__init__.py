@@ -9,7 +9,7 @@ an earlier release. Nothing is ever changed in place: what a reader has open sta
 """
 
 from engine.data.snapshot.manifest import FORMAT, ArrayFile, Manifest, Release
-from engine.data.snapshot.reader import Snapshot
+from engine.data.snapshot.reader import Snapshot, touch
 from engine.data.snapshot.store import CATALOGUE, Collected, SnapshotStore
 from engine.data.snapshot.writer import SnapshotAppender, SnapshotWriter
 
@@ -24,4 +24,5 @@ __all__ = [
     "SnapshotAppender",
     "SnapshotStore",
     "SnapshotWriter",
+    "touch",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import mmap
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,9 @@ from engine.core.errors import SnapshotError
 from engine.core.types import AnyArray
 from engine.data.snapshot.manifest import ArrayFile, Manifest
 from engine.data.snapshot.writer import THREADS
+
+_TOUCHED_SHARE = 0.5
+"""Of the machine's memory: snapshots that are larger are not read ahead of their use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,24 @@ def load(path: Path, component: str) -> Snapshot:
         raise SnapshotError(f"wrong component: of {manifest.component!r}, not of {component!r}", str(file))
     arrays = {name: _map(path / entry.file, entry) for name, entry in manifest.files.items()}
     return Snapshot(path, manifest, MappingProxyType(arrays))
+
+
+def touch(snapshots: Iterable[Snapshot]) -> int:
+    """Have every page of the snapshots in memory and mapped, so that no kernel waits for one.
+
+    Nothing is done where they are larger than half of the machine's memory: what is needed least would then push out
+    what is needed most, and pages come as they are asked for.
+
+    Returns:
+        Bytes touched.
+    """
+    arrays = [array for snapshot in snapshots for array in snapshot.arrays.values() if array.size]
+    size = sum(array.nbytes for array in arrays)
+    if size > os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE * _TOUCHED_SHARE:
+        return 0
+    for array in arrays:
+        np.bitwise_or.reduce(array.reshape(-1).view(np.uint8)[:: mmap.PAGESIZE])
+    return size
 
 
 def check_catalogue(snapshot: Snapshot, catalogue: str) -> None:

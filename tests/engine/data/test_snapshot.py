@@ -22,7 +22,7 @@ from hypothesis.extra import numpy as hnp
 from engine import __version__
 from engine.core.channel import SnapshotSink
 from engine.core.errors import BuildError, SnapshotError
-from engine.data.snapshot import FORMAT, Release, Snapshot, SnapshotStore
+from engine.data.snapshot import FORMAT, Release, Snapshot, SnapshotStore, reader, touch
 
 ARRAYS = {
     "offsets": np.arange(5, dtype=np.int64),
@@ -658,3 +658,33 @@ def test_killed_at_any_moment_the_store_opens_to_a_whole_release(store: Snapshot
     assert len(retained) <= 2
     named = {f"{component}/{version}" for each in retained for component, version in each.snapshots.items()}
     assert {name.removesuffix("/manifest.json") for name in names if name.endswith("manifest.json")} == named
+
+
+def mapped_kilobytes(file: str) -> int:
+    """How much of a file this process has mapped and looked at."""
+    size, mine = 0, False
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        if "-" in line.split(" ", 1)[0]:
+            mine = line.endswith(file)
+        elif mine and line.startswith("Rss:"):
+            size += int(line.split()[1])
+    return size
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="Linux says what is mapped")
+def test_pages_that_were_touched_are_there_before_anybody_reads_them(tmp_path):
+    store = SnapshotStore(tmp_path)
+    version = build(store, "swing", rows=np.arange(1 << 20, dtype=np.int32))
+    (file,) = (str(path) for path in files_of(store, "swing", version) if path.suffix == ".npy")
+    snapshot = store.open("swing", version)
+    assert mapped_kilobytes(file) < 1024
+    assert touch([snapshot]) == 4 << 20
+    assert mapped_kilobytes(file) >= 4096
+
+
+def test_snapshots_that_do_not_fit_in_memory_are_not_read_ahead(tmp_path, monkeypatch):
+    store = SnapshotStore(tmp_path)
+    snapshot = store.open("swing", build(store, "swing"))
+    assert touch([snapshot]) == sum(array.nbytes for array in ARRAYS.values())
+    monkeypatch.setattr(reader, "_TOUCHED_SHARE", 0.0)
+    assert touch([snapshot]) == 0
