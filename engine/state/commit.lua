@@ -371,6 +371,10 @@ local function apply(user, at, last, behind)
   if shown > 0 and planned > 0 and not show(user .. slice, shown) then sound = false end
 end
 
+-- A store that is out of memory refuses a write that may take some, unless the script has written before: to renew a life
+-- is such a write, and takes none. So this one, which changes nothing, comes first.
+call('SETRANGE', KEYS[1] .. ':c', 0, '')
+
 local at = 1
 while at <= #users do
   local name, operations, cities = unpack_from('<I4I4I4', users, at)

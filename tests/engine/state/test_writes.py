@@ -6,17 +6,20 @@ import itertools
 import os
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from stores import connected, server
 from user_model import UserModel, small_limits, stored
 
-from engine.core.errors import StateError
+from engine.core.errors import StateError, StateUnavailableError
 from engine.core.exposure import ExposureLayout, contains
 from engine.core.types import Int64Array
+from engine.state.embedded import server_binary
 from engine.state.exposure import BitsBackend
 from engine.state.layout import (
     AUTHOR,
@@ -300,3 +303,19 @@ def test_threads_write_and_read_at_once(any_store: StateStore) -> None:
 
 def test_nothing_to_write_asks_nobody(embedded: StateStore) -> None:
     assert user_store(embedded).commit(Writes(), time.time()) == CommitResult(0, 0)
+
+
+def test_a_store_out_of_memory_takes_nothing_even_of_a_user_whom_it_does_not_know(tmp_path: Path) -> None:
+    options = ("--port", "0", "--unixsocket", str(tmp_path / "s"))
+    with server(server_binary(), tmp_path, *options):
+        store = connected(f"unix://{tmp_path / 's'}")
+        known, other = fresh_user(), fresh_user()
+        click = [("act", (1, CLICK, int(NOW), 1.0), b"")]
+        commit(store, known, click)
+        store.execute("CONFIG", "SET", "maxmemory", 1)
+        for user in (known, other):
+            with pytest.raises(StateUnavailableError, match="memory"):
+                commit(store, user, click)
+        store.execute("CONFIG", "SET", "maxmemory", 0)
+        assert store.execute("KEYS", f"*{other.decode()}*") == []
+        commit(store, other, click)
