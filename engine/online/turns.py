@@ -16,8 +16,8 @@ from engine.online.admission import Admission
 _REST_SECONDS = 0.025
 """How long a batch may take before the thread of the calls looks at what has come meanwhile."""
 
-_TAKING_SECONDS = 0.005
-"""How long the compute takes calls in at most: some hundred of them."""
+_TAKING_SECONDS = 0.025
+"""How long the compute takes calls in at most: some hundreds of them. What it leaves waits, and all that come behind it."""
 
 
 class Turns:
