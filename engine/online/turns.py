@@ -17,7 +17,7 @@ _REST_SECONDS = 0.025
 """How long a batch may take before the thread of the calls looks at what has come meanwhile."""
 
 _TAKING_SECONDS = 0.025
-"""How long the compute takes calls in at most: some hundreds of them. What it leaves waits, and all that come behind it."""
+"""How long the compute takes calls in at most: some hundreds of them. What it leaves waits, with all that comes later."""
 
 
 class Turns:
