@@ -1,4 +1,4 @@
-"""Calls of one method, taken straight from gRPC's core on threads of our own; the other methods stay with grpc.aio.
+"""Calls of one method, taken straight from gRPC's core on a thread of our own; the other methods stay with grpc.aio.
 
 grpc.aio makes tasks and futures for every call, takes one call per turn of the event loop, and has a byte written to and
 read from a socket for each event of the core. That costs about twice as much as everything that gRPC itself does for
@@ -38,7 +38,7 @@ _NO_METADATA = cygrpc.SendInitialMetadataOperation((), _NO_FLAGS)
 
 
 class Call:
-    """One call. `receive` is for who takes calls in, the other methods for any thread; each is called at most once.
+    """One call. `receive` is for the thread of the calls, the other methods for any one; each is called at most once.
 
     Attributes:
         cancelled: whether its caller is gone.
@@ -79,7 +79,7 @@ class Call:
         return now + left if left < _NO_DEADLINE_SECONDS else math.inf
 
     def receive(self, then: Callable[[bytes | None], None]) -> None:
-        """Read the request; `then` gets it, where calls are taken in, or None where the caller is gone or sent none."""
+        """Read the request; `then` gets it, on the thread of the calls, or None where the caller is gone or sent none."""
         self._then = then
         self._call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self._received)
         self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._closed)
@@ -137,15 +137,15 @@ class Calls:
         server: grpc.aio.Server,
         method: str,
         handle: Callable[[Call], None],
-        turns: Turns,
+        turns: Turns | None = None,
     ) -> None:
         """Register the method; the server must not have been started.
 
         Args:
             server: what listens.
             method: as "/package.Service/Method".
-            handle: given each call, by whoever has the turn to take calls in; it must not block.
-            turns: say who has.
+            handle: given each call, on the thread of the calls; it must not block.
+            turns: say when the thread rests; None: never.
 
         Raises:
             RecallError: this grpcio has no such interface.
@@ -158,9 +158,6 @@ class Calls:
         self._core.register_completion_queue(self._queue)
         self._core.register_method(method)
         self._thread: threading.Thread | None = None
-        self._taking = threading.Lock()
-        self._ended = False
-        turns.take = self._take
 
     def start(self) -> None:
         """Begin; the server must have been started."""
@@ -179,34 +176,24 @@ class Calls:
         self._core.request_registered_call(self._queue, self._queue, self._method, self._came)
 
     def _work(self) -> None:
-        while not self._ended:
-            self._take(math.inf)
+        while True:
+            event = self._next()
+            if event.completion_type == cygrpc.CompletionType.queue_shutdown:
+                return
+            try:
+                event.tag(event)
+            except Exception:  # the thread must outlive whatever a call does
+                log.exception("a call failed")
+            event = None  # it holds the call, and with it the connection
+
+    def _next(self) -> Any:
+        while self._turns is not None:
+            event = self._queue.poll(deadline=0)
+            if event.completion_type != cygrpc.CompletionType.queue_timeout:
+                return event
             if self._turns.rest():
-                event = self._queue.poll()
-                with self._taking:
-                    self._do(event)
-                event = None  # it holds the call, and with it the connection
-
-    def _take(self, seconds: float) -> None:
-        """Do what the events that have come ask for, one thread at a time, for about that long at most."""
-        with self._taking:
-            until = time.monotonic() + seconds
-            while self._do(self._queue.poll(deadline=0)) and time.monotonic() < until:
-                pass
-
-    def _do(self, event: Any) -> bool:
-        """Do what an event asks for; returns whether there may be another one at once."""
-        kind = event.completion_type
-        if kind == cygrpc.CompletionType.queue_timeout:
-            return False
-        if kind == cygrpc.CompletionType.queue_shutdown:
-            self._ended = True
-            return False
-        try:
-            event.tag(event)
-        except Exception:  # the thread must outlive whatever a call does
-            log.exception("a call failed")
-        return True
+                break
+        return self._queue.poll()
 
     def _came(self, event: Any) -> None:
         if not event.success:  # the server ends

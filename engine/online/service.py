@@ -80,7 +80,7 @@ class RecallService:
         self._numbers = itertools.count(1)
 
     def begin(self, call: Call) -> None:
-        """Take a call: refuse it, or read its request; where calls are taken in, as all that leads to the queue."""
+        """Take a call: refuse it, or read its request; on the thread of the calls, as all that leads to the queue."""
         for gate in self._gates:
             refusal = gate.refusal(METHOD, call)
             if refusal is not None:

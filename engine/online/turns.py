@@ -1,66 +1,62 @@
-"""Turns of the two threads that a request goes through: one waits for calls, the other computes batches.
+"""Turns of the two threads that a request goes through: one takes calls in, the other computes batches.
 
 They share the interpreter's lock, and in a server of one worker a core that core too. A call that comes while a batch is
 computed has to wait for the batch to end; to take it in at once only changes threads, twice an event, and costs the
-compute its caches. So while anything is in flight the thread of the calls rests, and the compute thread itself takes in
-what has come, and refuses what is too much, between two batches: under load no thread waits for the other.
+compute its caches. So while something is in flight the thread of the calls rests until the batch ends. Then it takes in
+what has come, and refuses what is too much, all together, before the next batch is drained.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 from engine.online.admission import Admission
 
 _REST_SECONDS = 0.025
-"""How long a batch may take before the thread of the calls looks at what has come meanwhile."""
+"""How long the thread of the calls rests at most; during a batch that takes longer it looks at what has come."""
 
-_TAKING_SECONDS = 0.025
-"""How long the compute takes calls in at most: some hundreds of them. What it leaves waits, with all that comes later."""
+_TAKING_SECONDS = 0.005
+"""How long the compute waits for calls to be taken in at most: some hundred of them."""
 
 
 class Turns:
-    """Says which of the two threads takes calls in.
-
-    Attributes:
-        take: takes in what has come, without waiting for more, for about as many seconds as it is told at most; from any
-            thread. Whoever takes calls puts it here.
-    """
+    """Says when each of the two threads goes on."""
 
     def __init__(self, admission: Admission) -> None:
-        """Begin, with nobody who takes calls.
+        """Begin.
 
         Args:
             admission: knows whether anything is in flight.
         """
-        self.take: Callable[[float], None] = _nothing
         self._admission = admission
         self._changed = threading.Condition()
-        self._batches = 0
+        self._ended = 0
+        self._resting = False
+        self._taking = False
 
     def rest(self) -> bool:
         """All that had come is taken in; on the thread of the calls.
 
         Returns:
-            Whether nothing is in flight, so that the thread may wait for the next event however long. Else a batch has
-            taken long, and the thread should see what has come meanwhile.
+            Whether nothing is in flight, so that the thread may wait for the next event however long. Else it has rested
+            until a batch ended, and should see what has come meanwhile.
         """
         with self._changed:
-            while self._admission.in_flight:
-                batches = self._batches
-                if not self._changed.wait(_REST_SECONDS) and batches == self._batches:
-                    return False
-        return True
+            self._taking = False
+            self._changed.notify_all()
+            if not self._admission.in_flight:
+                return True
+            ended = self._ended
+            self._resting = True
+            self._changed.wait_for(lambda: self._ended != ended, _REST_SECONDS)
+            self._resting = False
+            return False
 
     def batch_ended(self) -> None:
-        """Take in what has come meanwhile; on the compute thread, before it drains the next batch."""
-        self.take(_TAKING_SECONDS)
-        self._batches += 1
-        if not self._admission.in_flight:
-            with self._changed:
-                self._changed.notify()
-
-
-def _nothing(seconds: float) -> None:
-    """There is nobody who takes calls."""
+        """Let what has come meanwhile be taken in; on the compute thread, before it drains the next batch."""
+        with self._changed:
+            self._ended += 1
+            if self._resting:
+                self._taking = True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: not self._taking, _TAKING_SECONDS)

@@ -11,22 +11,15 @@ from online_world import PATIENCE, Gate, make_world, served, serving_thread, unt
 from recall.v1 import recall_pb2 as pb
 
 from engine.client import AsyncRecallClient
-from engine.config import OverloadConfig
 from engine.core.errors import RecallError
-from engine.online.admission import Admission
 from engine.online.calls import Call, Calls
 from engine.online.service import METHOD
-from engine.online.turns import Turns
 
 REQUEST = pb.RecallRequest(user_id=user_id(0)).SerializeToString()
 
 
 class InlineGate(Gate):
     inline = True
-
-
-def turns() -> Turns:
-    return Turns(Admission(OverloadConfig(), 4, 100))
 
 
 @pytest.fixture
@@ -114,7 +107,7 @@ async def test_a_handler_that_raises_does_not_end_the_thread(caplog):
             raise RuntimeError("broken")
         call.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, "no", (("key", "value"),))
 
-    calls = Calls(server, "/a.B/C", handle, turns())
+    calls = Calls(server, "/a.B/C", handle)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     calls.start()
@@ -140,4 +133,4 @@ async def test_a_handler_that_raises_does_not_end_the_thread(caplog):
 
 def test_a_grpc_that_keeps_its_core_is_an_error():
     with pytest.raises(RecallError, match="grpcio"):
-        Calls(object(), "/a.B/C", print, turns())  # type: ignore[arg-type]
+        Calls(object(), "/a.B/C", print)  # type: ignore[arg-type]

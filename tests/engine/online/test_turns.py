@@ -1,4 +1,4 @@
-"""Turns of the thread that waits for calls and the one that computes."""
+"""Turns of the thread that takes calls and the one that computes."""
 
 import threading
 
@@ -15,33 +15,28 @@ def made() -> tuple[Admission, Turns]:
 def test_while_nothing_is_in_flight_the_thread_of_the_calls_waits_for_the_next_one_however_long():
     _, turns = made()
     assert turns.rest()
-    turns.batch_ended()
+    turns.batch_ended()  # nobody rests, so that nobody is waited for
     assert turns.rest()
 
 
-def test_between_two_batches_the_compute_takes_in_what_has_come():
-    admission, turns = made()
-    taken: list[float] = []
-    turns.take = taken.append
-    admission.enter()
-    turns.batch_ended()
-    (seconds,) = taken
-    assert 0 < seconds < 1
-
-
-def test_while_something_is_in_flight_the_thread_of_the_calls_rests():
+def test_while_something_is_in_flight_it_rests_until_a_batch_ends_and_the_compute_waits_until_all_is_taken_in():
     admission, turns = made()
     admission.enter()
-    found: list[bool] = []
-    resting = threading.Thread(target=lambda: found.append(turns.rest()))
-    entered = threading.Event()
-    turns._changed = _Telling(entered)
-    resting.start()
-    assert entered.wait(10)
+    done: list[str] = []
+
+    def take_calls() -> None:
+        while not turns.rest():
+            if not admission.in_flight:
+                done.append("taken")
+
+    taker = threading.Thread(target=take_calls)
+    taker.start()
+    while not turns._resting:  # it may rest only for a moment; it looks again all the same
+        pass
     admission.leave(1, 0.0, 0.01)
     turns.batch_ended()
-    resting.join(10)
-    assert found == [True]
+    taker.join(10)
+    assert done == ["taken"]
 
 
 def test_a_batch_that_takes_long_keeps_nobody_from_being_seen():
@@ -51,13 +46,21 @@ def test_a_batch_that_takes_long_keeps_nobody_from_being_seen():
     assert not turns.rest()
 
 
-class _Telling(threading.Condition):
-    """Says when somebody waits, and lets nobody wait for a moment only: batches end all the time."""
+def test_a_thread_of_the_calls_that_takes_long_keeps_no_batch_from_being_drained():
+    admission, turns = made()
+    admission.enter()
+    rested, ended = threading.Event(), threading.Event()
 
-    def __init__(self, waited: threading.Event) -> None:
-        super().__init__()
-        self._waited = waited
+    def take_calls() -> None:
+        turns.rest()
+        rested.set()
+        ended.wait(10)
 
-    def wait(self, timeout: float | None = None) -> bool:
-        self._waited.set()
-        return super().wait(10)
+    taker = threading.Thread(target=take_calls)
+    taker.start()
+    while not (turns._resting or rested.is_set()):
+        pass
+    turns.batch_ended()
+    ended.set()
+    taker.join(10)
+    assert rested.is_set()
