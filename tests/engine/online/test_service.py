@@ -350,10 +350,11 @@ class Slow(online_world.Rest):
 
 
 async def test_channels_after_a_slow_one_are_left_out_when_time_is_up():
-    # The slow channel has 0.7 s to be asked in; the reserve is left for the answer.
-    world = make_world(extra={"slow": Slow(Options())}, quotas={"slow": 10, "top": 3}, reserve_ms=59_300.0)
+    # Channels are asked for 2 s, the slow one takes 4; the reserve is left for the answer. gRPC rounds a minute up to
+    # whole seconds, so that the two must be further apart than one.
+    world = make_world(extra={"slow": Slow(Options())}, quotas={"slow": 10, "top": 3}, reserve_ms=58_000.0)
     async with serving(world) as client:
-        result = await client.recall(time=700, timeout=60.0)
+        result = await client.recall(time=4000, timeout=60.0)
         assert statuses(result) == {"slow": "OK", "top": "TIMEOUT", "rest": "SKIPPED"}
         assert len(result.candidates) == 10
         nothing = await client.recall(timeout=30.0)
