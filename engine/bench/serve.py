@@ -47,7 +47,7 @@ from engine.data.live import LiveCatalogue
 from engine.online.state import open_state
 
 IN_FLIGHT = 32
-"""Two batches: what the limit on requests in flight never falls below, so that nobody is refused."""
+"""Two batches: what the limit on requests in flight does not fall below while nobody is refused, so that nobody is."""
 
 CONNECTIONS = 8
 STEPS = (1, 4, 16, 32, 64)

@@ -69,6 +69,8 @@ class _Job:
     caller: Caller
     came: float
     """On the clock of time.monotonic(), seconds."""
+    since: float
+    """From when on it may have waited, on the same clock."""
     outcome: bytes | RecallError | None = None
 
 
@@ -138,7 +140,8 @@ class Batcher:
         Raises:
             QueueFullError, ClosedError: it is not taken in, and the caller is told nothing else.
         """
-        job = _Job(scene, request, request_id, debug, trace, caller, time.monotonic())
+        came = time.monotonic()
+        job = _Job(scene, request, request_id, debug, trace, caller, came, min(came, self.turns.since))
         with self._changed:
             if self._closing:
                 raise ClosedError("the server is shutting down")
@@ -199,7 +202,7 @@ class Batcher:
                 log.exception("a batch of %d requests failed", len(jobs))
             for job in jobs:
                 _deliver(job)
-            self.admission.leave(len(jobs), began - jobs[0].came, time.monotonic() - began)
+            self.admission.leave(len(jobs), began - jobs[0].since, time.monotonic() - began)
             self._observe(finished)
             self.turns.batch_ended()
 

@@ -92,6 +92,7 @@ class RecallService:
         if text:
             call.refuse(*self._exhausted(text))
         else:
+            self._batcher.admission.expect()
             call.receive(partial(self._received, call, deadline))
 
     def _received(self, call: Call, deadline: float, data: bytes | None) -> None:
@@ -102,6 +103,7 @@ class RecallService:
             deadline: the request's budget, on the clock of time.monotonic(), seconds.
             data: a serialized RecallRequest; None where there was none.
         """
+        self._batcher.admission.arrived()
         if data is None:  # or the caller is gone, and hears nothing of it
             call.fail(grpc.StatusCode.INVALID_ARGUMENT, *_bad_request(RequestError([("", _NO_MESSAGE)])))
             return

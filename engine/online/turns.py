@@ -8,7 +8,9 @@ what has come, and refuses what is too much, all together, before the next batch
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 
 from engine.online.admission import Admission
 
@@ -20,7 +22,12 @@ _TAKING_SECONDS = 0.005
 
 
 class Turns:
-    """Says when each of the two threads goes on."""
+    """Says when each of the two threads goes on.
+
+    Attributes:
+        since: from when on a call may have come that is taken in now, on the clock of time.monotonic(), seconds; infinite
+            while each is taken in as it comes.
+    """
 
     def __init__(self, admission: Admission) -> None:
         """Begin.
@@ -29,6 +36,7 @@ class Turns:
             admission: knows whether anything is in flight.
         """
         self._admission = admission
+        self.since = math.inf
         self._changed = threading.Condition()
         self._ended = 0
         self._resting = False
@@ -41,11 +49,14 @@ class Turns:
             Whether nothing is in flight, so that the thread may wait for the next event however long. Else it has rested
             until a batch ended, and should see what has come meanwhile.
         """
+        self._admission.settle()
         with self._changed:
             self._taking = False
             self._changed.notify_all()
             if not self._admission.in_flight:
+                self.since = math.inf
                 return True
+            self.since = time.monotonic()
             ended = self._ended
             self._resting = True
             self._changed.wait_for(lambda: self._ended != ended, _REST_SECONDS)

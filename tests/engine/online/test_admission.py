@@ -32,6 +32,27 @@ def test_it_falls_to_two_batches_while_requests_wait_long():
     assert made.limit == LEAST
 
 
+def test_while_calls_are_refused_it_falls_to_one_batch_and_rises_to_two_when_no_more_are():
+    made = admission()
+    for _ in range(100):
+        made.in_flight = math.ceil(made.limit)
+        assert made.refusal(math.inf, 0.0)
+        made.leave(BATCH, 1.0, 0.004)
+    assert BATCH <= made.limit < BATCH + 1
+    made.in_flight = BATCH
+    made.leave(BATCH, 1.0, 0.004)
+    assert made.limit == LEAST
+
+
+def test_who_is_refused_for_a_short_deadline_says_nothing_of_overload():
+    made = admission()
+    batches(made, 1.0, 100)
+    made.in_flight = LEAST - 1
+    assert "deadline" in made.refusal(0.001, 0.0)
+    made.leave(BATCH, 1.0, 0.004)
+    assert made.limit == LEAST
+
+
 def test_it_rises_to_the_queue_while_nobody_waits():
     made = admission()
     batches(made, 0.001, 300)
@@ -66,6 +87,23 @@ def test_one_beyond_the_limit_is_refused_and_counted():
     assert refused == [1]
     made.leave(1, 0.0, 0.001)
     assert not made.refusal(math.inf, 0.0)
+
+
+def test_those_whose_requests_are_to_be_read_count_until_they_are_or_all_is_taken_in():
+    made = admission()
+    for _ in range(int(made.limit)):
+        assert not made.refusal(math.inf, 0.0)
+        made.expect()
+    assert made.refusal(math.inf, 0.0)
+    made.arrived()
+    assert not made.refusal(math.inf, 0.0)
+    made.enter()
+    assert made.refusal(math.inf, 0.0)
+    made.settle()
+    assert not made.refusal(math.inf, 0.0)
+    made.arrived()  # one whom nobody expected any more
+    assert not made.refusal(math.inf, 0.0)
+    assert made.in_flight == 1
 
 
 def test_who_cannot_be_answered_in_time_is_refused_at_once():

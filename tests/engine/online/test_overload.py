@@ -14,6 +14,7 @@ from engine.client import AsyncRecallClient
 from engine.config import SceneConfig
 from engine.core.options import Options
 from engine.online.service import METHOD, PUSHBACK
+from engine.online.wire import parse
 
 MANY = 300
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -71,6 +72,43 @@ async def test_while_the_compute_hangs_the_rest_is_refused_at_once_and_it_recove
         assert outcomes.count(grpc.StatusCode.OK) >= 2 * 2
         assert set(outcomes) <= {EXHAUSTED, grpc.StatusCode.OK}
         assert await outcome(channel) is grpc.StatusCode.OK
+
+
+async def test_no_more_requests_are_read_than_there_is_room_for(gated, monkeypatch):
+    gate, target = gated
+    read = []
+
+    def counted(*arguments):
+        read.append(1)
+        return parse(*arguments)
+
+    monkeypatch.setattr("engine.online.service.parse", counted)
+    async with grpc.aio.insecure_channel(target) as channel:
+        gate.entered.clear()
+        gate.open.clear()
+        calls = [asyncio.create_task(outcome(channel)) for _ in range(MANY)]
+        assert await asyncio.to_thread(gate.entered.wait, PATIENCE)
+        while sum(each.done() for each in calls) < MANY - 4 * 2:
+            await asyncio.sleep(0.01)
+        assert len(read) <= 4 * 2
+        gate.open.set()
+        await asyncio.gather(*calls)
+
+
+async def test_who_opens_calls_and_sends_no_request_keeps_nobody_out(gated):
+    _, target = gated
+
+    async def nothing():
+        await asyncio.sleep(PATIENCE)
+        yield b""
+
+    async with grpc.aio.insecure_channel(target) as channel:
+        silent = [channel.stream_unary(METHOD)(nothing(), timeout=PATIENCE) for _ in range(30)]
+        answered = 0
+        while answered < 10:  # while they come, others may be refused; they stay, and nobody is
+            answered = answered + 1 if await outcome(channel) is grpc.StatusCode.OK else 0
+        for each in silent:
+            each.cancel()
 
 
 async def test_everybody_gets_an_answer_however_many_come(gated):

@@ -1,6 +1,8 @@
 """Turns of the thread that takes calls and the one that computes."""
 
+import math
 import threading
+import time
 
 from engine.config import OverloadConfig
 from engine.online.admission import Admission
@@ -37,6 +39,18 @@ def test_while_something_is_in_flight_it_rests_until_a_batch_ends_and_the_comput
     turns.batch_ended()
     taker.join(10)
     assert done == ["taken"]
+
+
+def test_it_knows_from_when_on_what_is_taken_in_may_have_waited():
+    admission, turns = made()
+    assert turns.since == math.inf
+    admission.enter()
+    began = time.monotonic()
+    turns.rest()
+    assert began <= turns.since <= time.monotonic()
+    admission.leave(1, 0.0, 0.01)
+    turns.rest()
+    assert turns.since == math.inf
 
 
 def test_a_batch_that_takes_long_keeps_nobody_from_being_seen():
