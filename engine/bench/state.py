@@ -21,7 +21,7 @@ from engine.data.events import EventLog, interest_matrix
 from engine.data.live import LiveCatalogue
 from engine.data.sample import sample_path
 from engine.online.state import State, open_state
-from engine.state.history import SnapshotHistory, UserRead, UserState, write_history
+from engine.state.history import ReadUsers, SnapshotHistory, UserRead, UserState, write_history
 from engine.state.layout import AUTHOR, kind_of, user_tag
 from engine.state.replies import Values
 from engine.state.store import StateStore
@@ -148,11 +148,11 @@ class _Fetched:
         self.known: dict[tuple[tuple[bytes, ...], tuple[bytes, ...]], Values] = {}
         self._store = store
 
-    def mget_users(self, users: Sequence[bytes], suffixes: Sequence[bytes]) -> Values:
+    def ask_users(self, users: Sequence[bytes], suffixes: Sequence[bytes]) -> Callable[[], Values]:
         asked = tuple(users), tuple(suffixes)
         if asked not in self.known:
             self.known[asked] = self._store.mget_users(users, suffixes)
-        return self.known[asked]
+        return lambda: self.known[asked]
 
 
 class _Used:
@@ -161,10 +161,15 @@ class _Used:
     def __init__(self, users: UserState) -> None:
         self._users = users
 
-    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Int32Array) -> UserRead:
-        known = self._users.read(user_ids, users, now, cities)
-        assert known.live.follows
-        return known
+    def ask(self, user_ids: AnyArray) -> ReadUsers:
+        read = self._users.ask(user_ids)
+
+        def used(users: Int32Array, now: Int64Array, cities: Int32Array) -> UserRead:
+            known = read(users, now, cities)
+            assert known.live.follows
+            return known
+
+        return used
 
 
 def _reads(reader: UserState, catalogue: LiveCatalogue, batches: list[Any]) -> list[Callable[[], object]]:
@@ -175,8 +180,8 @@ def _reads(reader: UserState, catalogue: LiveCatalogue, batches: list[Any]) -> l
     ]
 
 
-def _read(reader: UserState, *batch: Any) -> None:
-    if not reader.read(*batch).live.available:
+def _read(reader: UserState, user_ids: AnyArray, *batch: Any) -> None:
+    if not reader.ask(user_ids)(*batch).live.available:
         raise RuntimeError("the state store did not answer")
 
 

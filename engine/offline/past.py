@@ -11,7 +11,7 @@ from engine.core.items import ItemColumns
 from engine.core.live import Leftovers
 from engine.core.ragged import take_lists
 from engine.core.types import NO_ROW, AnyArray, BoolArray, Float64Array, Int32Array, Int64Array, RaggedRows
-from engine.state.history import SnapshotHistory, UserRead
+from engine.state.history import ReadUsers, SnapshotHistory, UserRead
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,14 @@ class PastState:
     follows: Interactions | None = None
     leftovers: PastLeftovers | None = None
 
-    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Int32Array) -> UserRead:
+    def ask(self, user_ids: AnyArray) -> ReadUsers:
+        """Return `read`: nobody need be asked."""
+        del user_ids
+        return self.read
+
+    def read(self, users: Int32Array, now: Int64Array, cities: Int32Array) -> UserRead:
         """Return what was known of each user."""
-        known = self.histories.read(user_ids, users, now, cities)
+        known = self.histories.read(users, now, cities)
         live = known.live
         if self.follows is not None:
             offsets, positions = take_lists(self.follows.indptr, users)

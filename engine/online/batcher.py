@@ -97,7 +97,8 @@ class Batcher:
             replica: what answers.
             max_batch: requests that go down the pipeline together at most.
             max_queue: requests that may wait.
-            observer: told of each batch once its answers are on their way, on the compute thread.
+            observer: told of each batch once its answers are on their way, on the compute thread; while the state store
+                works on the next one, or when nothing waits.
             overload: how the limit on requests in flight adapts.
         """
         self.admission = Admission(overload or OverloadConfig(), max_batch, max_queue)
@@ -107,6 +108,7 @@ class Batcher:
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._waiting: deque[_Job] = deque()
+        self._unnoted: list[Answered] = []
         self._chores: deque[tuple[Callable[[], None], Future[None]]] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -188,8 +190,15 @@ class Batcher:
             done.cancel()
 
     def _serve_batches(self) -> None:
-        while (work := self._drain()) is not None:
+        while True:
+            if not self._waiting:
+                self._note()
+            work = self._drain()
+            if work is None:
+                return
             chores, jobs = work
+            if chores:
+                self._note()
             for chore, done in chores:
                 _do(chore, done)
             if not jobs:
@@ -203,10 +212,13 @@ class Batcher:
             for job in jobs:
                 _deliver(job)
             self.admission.leave(len(jobs), began - jobs[0].since, time.monotonic() - began)
-            self._observe(finished)
+            self._note()  # the batch before, unless that was done meanwhile
+            self._unnoted = finished
             self.turns.batch_ended()
 
-    def _observe(self, finished: Sequence[Answered]) -> None:
+    def _note(self) -> None:
+        """Have the last batch noted, if it has not been: its callers have their answers, others wait for theirs."""
+        finished, self._unnoted = self._unnoted, []
         if self._observer is None:
             return
         for answered in finished:
@@ -240,7 +252,7 @@ class Batcher:
                 scenes.setdefault(job.scene, []).append(job)
         for scene, together in scenes.items():
             try:
-                finished.append(_compute(replica, scene, together, load))
+                finished.append(_compute(replica, scene, together, load, self._note))
             except Exception:
                 if len(together) > 1:
                     log.exception("scene %s: a batch of %d failed, one by one now", scene, len(together))
@@ -271,10 +283,16 @@ def _answer_alone(replica: Replica, scene: str, jobs: Sequence[_Job], load: floa
     return finished
 
 
-def _compute(replica: Replica, scene: str, jobs: Sequence[_Job], load: float) -> Answered:
+def _compute(
+    replica: Replica,
+    scene: str,
+    jobs: Sequence[_Job],
+    load: float,
+    meanwhile: Callable[[], None] | None = None,
+) -> Answered:
     began = time.monotonic()
     pipeline = replica.pipelines[scene]
-    run = pipeline.run([job.request for job in jobs], pipeline.step_at(load))
+    run = pipeline.run([job.request for job in jobs], pipeline.step_at(load), meanwhile)
     ids = [job.request_id for job in jobs]
     answers = encode(replica, pipeline, run, ids, [job.debug for job in jobs])
     for q, (job, answer) in enumerate(zip(jobs, answers, strict=True)):

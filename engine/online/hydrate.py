@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -70,11 +70,17 @@ class Hydrator:
         """Rows in the index of users."""
         return len(self._user_index)
 
-    def __call__(self, requests: Sequence[Request]) -> Hydrated:
-        """Make the batch of these requests."""
+    def __call__(self, requests: Sequence[Request], meanwhile: Callable[[], None] | None = None) -> Hydrated:
+        """Make the batch of these requests.
+
+        Args:
+            requests: one or more.
+            meanwhile: called while the state store works.
+        """
         n = len(requests)
         # A guest's stand-in (-1, or the empty string) is no id, so the index answers "unknown".
         user_ids = np.array([self._guest if r.user_id is None else r.user_id for r in requests])
+        read_users = self._state.ask(user_ids)
         users = self._user_index.rows(user_ids)
         unknown = np.zeros((4, n), np.int32)
         recent = excluding = triggered = False
@@ -85,7 +91,10 @@ class Hydrator:
             excluding |= request.excluded is not None
             triggered |= request.triggers is not None
         now = np.array([r.now for r in requests], np.int64)
-        known = self._state.read(user_ids, users, now, self._city_codes(requests))
+        cities = self._city_codes(requests)
+        if meanwhile is not None:
+            meanwhile()
+        known = read_users(users, now, cities)
         history = known.history
         if recent:
             history = self._with_recent(history, requests, unknown[1])

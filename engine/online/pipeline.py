@@ -107,12 +107,15 @@ class Pipeline:
             step -= 1
         return step
 
-    def run(self, requests: Sequence[Request], degraded: int = 0) -> Run:
+    def run(
+        self, requests: Sequence[Request], degraded: int = 0, meanwhile: Callable[[], None] | None = None
+    ) -> Run:
         """Answer requests together; the answers stand in the returned run's columns, in the order of the requests.
 
         Args:
             requests: one or more.
             degraded: the step of degrading, as `step_at` says.
+            meanwhile: called while the state store works on the batch.
         """
         columns = self._blank.repeat(len(requests), axis=1)
         quotas, status, returned, removed, filter_status = [columns[rows] for rows in self._parts]
@@ -127,6 +130,7 @@ class Pipeline:
             channel_us=np.zeros(len(self.channel_names)),
             first_deadline=min([request.deadline for request in requests], default=math.inf),
             degraded=degraded,
+            meanwhile=meanwhile,
         )
         started = time.perf_counter()
         for name, stage in self.stages:
@@ -137,7 +141,7 @@ class Pipeline:
         return run
 
     def _hydrate(self, run: Run) -> None:
-        run.hydrated = self._hydrator(run.requests)
+        run.hydrated = self._hydrator(run.requests, run.meanwhile)
 
     def _fan_out(self, run: Run) -> None:
         step = self._steps[run.degraded]

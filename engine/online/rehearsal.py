@@ -6,7 +6,8 @@ first item published, must not be the ones to start it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -120,8 +121,9 @@ class _MadeUpStore:
         self._values = values
         self._bits = bits
 
-    def mget_users(self, users: Sequence[bytes], suffixes: Sequence[bytes]) -> Values:
-        return Values.of(self._values.get(suffix, self._bits) for _ in users for suffix in suffixes)
+    def ask_users(self, users: Sequence[bytes], suffixes: Sequence[bytes]) -> Callable[[], Values]:
+        values = [self._values.get(suffix, self._bits) for _ in users for suffix in suffixes]
+        return partial(Values.of, values)
 
 
 def _made_up(config: Config, catalogue: LiveCatalogue, state: State) -> StateStore:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -60,7 +60,7 @@ class Run:
     cannot be answered because a filter could not read what it judges by, with the filter's name; their columns mean
     nothing. `first_deadline` is the earliest of the requests'. `depth` and `whole_depth`, int32[channels but fallback,
     n], are how many candidates each was asked for first, and how many it may be asked for at all; `answers` what they
-    answered.
+    answered. `meanwhile` is called while the state store works on the batch; the time of `hydrate` holds what it takes.
     """
 
     requests: Sequence[Request]
@@ -76,6 +76,7 @@ class Run:
     stage_us: dict[str, float] = field(default_factory=dict)
     refused: dict[int, StateUnavailableError] = field(default_factory=dict)
     degraded: int = 0
+    meanwhile: Callable[[], None] | None = None
     hydrated: Hydrated = field(init=False)
     depth: Int32Array = field(init=False)
     whole_depth: Int32Array = field(init=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from engine.config import Config
 from engine.core.exposure import ExposureLayout
@@ -14,7 +15,7 @@ from engine.online.metrics import Metrics
 from engine.state.embedded import EmbeddedStore
 from engine.state.events import EventLog
 from engine.state.exposure import exposure_backend
-from engine.state.history import SnapshotHistory, UserRead, UserState
+from engine.state.history import ReadUsers, SnapshotHistory, UserRead, UserState
 from engine.state.log import LiveLog
 from engine.state.store import StateStore
 from engine.state.url import state_url
@@ -95,11 +96,18 @@ class MeasuredUsers:
         self._users = users
         self._metrics = metrics
 
-    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Int32Array) -> UserRead:
-        """Read, and note how long it took and whether the store answered."""
+    def ask(self, user_ids: AnyArray) -> ReadUsers:
+        """Ask; what reads notes how long it took, without what was done in between, and whether the store answered."""
         began = time.perf_counter()
-        known = self._users.read(user_ids, users, now, cities)
-        self._metrics.state_read_seconds.observe(time.perf_counter() - began)
+        read = self._users.ask(user_ids)
+        return partial(self._read, read, time.perf_counter() - began)
+
+    def _read(
+        self, read: ReadUsers, spent: float, users: Int32Array, now: Int64Array, cities: Int32Array
+    ) -> UserRead:
+        began = time.perf_counter()
+        known = read(users, now, cities)
+        self._metrics.state_read_seconds.observe(spent + time.perf_counter() - began)
         if not known.live.available:
             self._metrics.state_unavailable.inc()
         return known

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -25,18 +25,25 @@ class UserRead(NamedTuple):
     live: LiveState
 
 
+ReadUsers: TypeAlias = Callable[[Int32Array, Int64Array, Int32Array], UserRead]
+"""Returns what is known of users that were asked for. Never raises because a store does not answer: `live.available`
+says so. Its arguments, of each user:
+
+- int32[n], the row of the user index, -1 where it does not know the user;
+- int64[n], seconds since the epoch, the moment that the query speaks of;
+- int32[n], the code of the city where the request says that the user is, which stands first in `live.cities`; -1 where it
+  does not, or the catalogue does not know the city.
+"""
+
+
 class UserState(Protocol):
     """Where the pipeline reads users from, once per batch."""
 
-    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Int32Array) -> UserRead:
-        """Return what is known of each user. Never raises because a store does not answer: `live.available` says so.
+    def ask(self, user_ids: AnyArray) -> ReadUsers:
+        """Ask for users, and return what reads them, to be called once: what is done in between, a store works beside.
 
         Args:
             user_ids: [n] external ids (int64, or str_); -1 or "" for a guest.
-            users: int32[n], rows of the user index, -1 where it does not know the user.
-            now: int64[n], seconds since the epoch, the moment each query speaks of.
-            cities: int32[n], codes of where each request says that the user is, which stand first in `live.cities`; -1
-                where it does not, or the catalogue does not know the city.
         """
 
 
@@ -49,9 +56,14 @@ class SnapshotHistory:
         self._weights = arrays["weights"]
         self._timestamps = arrays["timestamps"]
 
-    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Int32Array) -> UserRead:
+    def ask(self, user_ids: AnyArray) -> ReadUsers:
+        """Return `read`: nobody need be asked."""
+        del user_ids
+        return self.read
+
+    def read(self, users: Int32Array, now: Int64Array, cities: Int32Array) -> UserRead:
         """Return the stored history of each user, empty where the user is unknown; nothing else is kept here."""
-        del user_ids, now
+        del now
         return UserRead(self.histories(users), LiveState.empty(users.size, cities=alone_first(cities)))
 
     @property

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from hiredis import pack_command
@@ -108,13 +109,34 @@ def exchange(parts: Sequence[tuple[Node, Sequence[Command]]], timeout: float) ->
 
 def converse(parts: Sequence[Part[Answer]], timeout: float) -> list[Answer]:
     """Send each node what is for it, then read what each answers."""
+    return begin(parts, timeout)()
+
+
+def begin(parts: Sequence[Part[Answer]], timeout: float) -> Callable[[], list[Answer]]:
+    """Send each node what is for it; what is returned reads what each answers, to be called once.
+
+    Where it never is, the connections are lost, and nobody else reads those answers.
+    """
     connections: list[Connection] = []
-    answers: list[Answer] = []
     try:
         for node, pieces, _read in parts:
             connection = node.take(timeout)
             connections.append(connection)
             connection.send_packed_command(pieces, check_health=False)
+    except BaseException as error:
+        for connection in connections:
+            connection.disconnect()
+        if isinstance(error, (RedisError, OSError)):
+            raise node.failed(error, timeout) from None
+        raise
+    return partial(_receive, parts, connections, timeout)
+
+
+def _receive(
+    parts: Sequence[Part[Answer]], connections: Sequence[Connection], timeout: float
+) -> list[Answer]:
+    answers: list[Answer] = []
+    try:
         for (node, _pieces, read), connection in zip(parts, connections, strict=True):
             answers.append(read(connection))
             node.give(connection, timeout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Self
@@ -26,8 +26,8 @@ from engine.state.nodes import (
     Argument,
     Command,
     Node,
+    begin,
     connection_options,
-    converse,
     exchange,
     one_line,
     read_values,
@@ -183,15 +183,27 @@ class StateStore:
         Raises:
             StateUnavailableError: if the store does not answer within `timeout_ms`.
         """
+        return self.ask_users(users, suffixes)()
+
+    def ask_users(self, users: Sequence[bytes], suffixes: Sequence[bytes]) -> Callable[[], Values]:
+        """Send what `mget_users` asks; what is returned reads the answer, to be called once.
+
+        Both may raise what `mget_users` raises. A cluster is asked only then: it may have to be asked again.
+        """
         if not users:
-            return Values.of([])
+            return functools.partial(Values.of, ())
         kinds = tuple(suffixes)
         if self._cluster is not None:
-            return self._of_cluster(self._cluster, users, kinds)
+            return functools.partial(self._of_cluster, self._cluster, users, kinds)
         packed = [b"*%d\r\n$4\r\nMGET\r\n" % (len(users) * len(kinds) + 1)]
         packed += [self._template(len(user), kinds).replace(b"\0", user) for user in users]
         read = functools.partial(read_values, arrays=1, width=len(users) * len(kinds))
-        reply = converse([(self._node, [b"".join(packed)], read)], self._timeout)[0]
+        return functools.partial(
+            self._received, begin([(self._node, [b"".join(packed)], read)], self._timeout)
+        )
+
+    def _received(self, receive: Callable[[], list[Values | Exception]]) -> Values:
+        reply = receive()[0]
         if isinstance(reply, Exception):
             raise self.refused(reply)
         return reply

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from engine.core.ragged import alone_first
 from engine.core.types import AnyArray, BoolArray, Int32Array, Int64Array, RaggedRows
 from engine.data.live import LiveCatalogue
 from engine.state.exposure import ExposureBackend
-from engine.state.history import SnapshotHistory, UserRead
+from engine.state.history import ReadUsers, SnapshotHistory, UserRead
 from engine.state.layout import (
     CITIES_KEPT,
     RECORD,
@@ -132,14 +132,30 @@ class LiveUsers:
         self._failing_since = 0.0
         self._logged = -_LOG_SECONDS
 
-    def read(self, user_ids: AnyArray, users: Int32Array, now: Int64Array, cities: Int32Array) -> UserRead:
-        """Return what is known of each user, as `UserState.read`; one round trip to the store, none for guests."""
-        del now  # what is kept is kept by the server's clock
+    def ask(self, user_ids: AnyArray) -> ReadUsers:
+        """Ask for users, as `UserState.ask`; one round trip to the store, none for guests."""
         guest = -1 if user_ids.dtype.kind == "i" else ""
         tags = [b"" if id_ == guest else user_tag(id_) for id_ in user_ids.tolist()]
         suffixes = self._suffixes(self._exposure.slice_numbers(time.time()))
         try:
-            values = self._store.mget_users([b"%s%s}" % (self._head, tag) for tag in tags if tag], suffixes)
+            receive = self._store.ask_users([b"%s%s}" % (self._head, tag) for tag in tags if tag], suffixes)
+        except StateError as error:
+            receive = partial(_raise, error)
+        return partial(self._receive, receive, tags, len(suffixes))
+
+    def _receive(
+        self,
+        receive: Callable[[], Values],
+        tags: Sequence[bytes],
+        width: int,
+        users: Int32Array,
+        now: Int64Array,
+        cities: Int32Array,
+    ) -> UserRead:
+        """Read users of these tags who were asked for, `width` values of each."""
+        del now  # what is kept is kept by the server's clock
+        try:
+            values = receive()
         except StateError as error:
             self._failed(error)
             live = LiveState.empty(users.size, available=False, cities=alone_first(cities))
@@ -148,8 +164,8 @@ class LiveUsers:
             _log.info("the state store answers again")
             self._failing_since = 0.0
         asked = np.array([bool(tag) for tag in tags])
-        history, bits = self._histories(values, asked, len(suffixes), users)
-        rest = partial(self._sorted_out, values, asked, len(suffixes), cities)
+        history, bits = self._histories(values, asked, width, users)
+        rest = partial(self._sorted_out, values, asked, width, cities)
         return UserRead(history, _ReadState.of(self._exposure.view(tags, bits), rest))
 
     def _suffixes(self, slices: list[int]) -> tuple[bytes, ...]:
@@ -215,6 +231,10 @@ class LiveUsers:
         if now - self._logged >= _LOG_SECONDS:
             self._logged = now
             _log.warning("%s; requests go on with the release's history", error)
+
+
+def _raise(error: StateError) -> NoReturn:
+    raise error
 
 
 def _read_only(array: AnyArray) -> AnyArray:

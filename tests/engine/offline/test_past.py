@@ -23,9 +23,8 @@ def histories():
 
 def read(state, users):
     rows = np.array(users, np.int32)
-    return state.read(
-        rows.astype(np.int64), rows, np.zeros(rows.size, np.int64), np.full(rows.size, -1, np.int32)
-    )
+    answer = state.ask(rows.astype(np.int64))
+    return answer(rows, np.zeros(rows.size, np.int64), np.full(rows.size, -1, np.int32))
 
 
 def test_follows_are_those_of_each_user_and_strangers_have_none():

@@ -107,7 +107,7 @@ class World:
         found = rows if rows is not None else [-1] * len(users)
         codes = self.catalogue.columns.city_codes
         current = np.array([codes.get(city, -1) for city in cities or [""] * len(users)], np.int32)
-        return self.reader.read(ids, np.array(found, np.int32), np.full(len(users), int(NOW)), current)
+        return self.reader.ask(ids)(np.array(found, np.int32), np.full(len(users), int(NOW)), current)
 
 
 @pytest.fixture(params=["int64", "string"])
@@ -264,7 +264,7 @@ def test_what_was_shown_is_seen_and_guests_saw_nothing(embedded: StateStore, mon
 def test_guests_are_not_asked_for(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(
-        world.store, "mget_users", lambda users, suffixes: Values.of(asked.extend(users) or [])
+        world.store, "ask_users", lambda users, suffixes: lambda: Values.of(asked.extend(users) or [])
     )
     assert world.read(None, None).live.available
     assert asked == []
