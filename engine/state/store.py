@@ -21,10 +21,12 @@ from redis.exceptions import (
 
 from engine.core.errors import StateError, StateUnavailableError
 from engine.state.cluster import Cluster
+from engine.state.lookout import Lookout
 from engine.state.nodes import (
     COMMAND_SECONDS,
     Argument,
     Command,
+    Connection,
     Node,
     begin,
     connection_options,
@@ -81,6 +83,7 @@ class StateStore:
         )
         self.clustered = self._cluster is not None
         self._node = Node(self.address, options, connection_class)
+        self._lookout = Lookout()
         self._templates: dict[tuple[int, tuple[bytes, ...]], bytes] = {}
 
     @classmethod
@@ -197,10 +200,14 @@ class StateStore:
             return functools.partial(self._of_cluster, self._cluster, users, kinds)
         packed = [b"*%d\r\n$4\r\nMGET\r\n" % (len(users) * len(kinds) + 1)]
         packed += [self._template(len(user), kinds).replace(b"\0", user) for user in users]
-        read = functools.partial(read_values, arrays=1, width=len(users) * len(kinds))
+        read = functools.partial(self._read, len(users) * len(kinds))
         return functools.partial(
             self._received, begin([(self._node, [b"".join(packed)], read)], self._timeout)
         )
+
+    def _read(self, width: int, connection: Connection) -> Values | Exception:
+        self._lookout.look(connection._sock)
+        return read_values(connection, arrays=1, width=width)
 
     def _received(self, receive: Callable[[], list[Values | Exception]]) -> Values:
         reply = receive()[0]
