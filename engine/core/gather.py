@@ -7,6 +7,7 @@ from numba import njit
 
 from engine.core.candidates import CandidateBatch
 from engine.core.hashing import spread
+from engine.core.prefetch import prefetch
 from engine.core.select import select_top, sort_key
 from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
 
@@ -61,12 +62,22 @@ def _frozen(array: AnyArray) -> AnyArray:
     return view
 
 
+_LINE = 16
+"""Numbers of 32 bits in a cache line."""
+
+
 @njit(nogil=True, cache=True)
 def _gather(  # type: ignore[no-untyped-def]
     trigger_offsets, trigger_rows, trigger_weights, indptr, neighbours, similarities, last_n, width, k, out_rows,
     out_scores, out_triggers, out_offsets,
 ):  # fmt: skip
     lists = indptr.size - 1
+    # The lists lie anywhere in an index of gigabytes. Where each begins is asked for before any is looked at, and so are
+    # the lists of a query before any is read: then the processor waits for many at once.
+    for t in range(trigger_offsets[0], trigger_offsets[k.size]):
+        i = trigger_rows[t]
+        if 0 <= i < lists:
+            prefetch(indptr, i)
     most = 1
     for q in range(k.size):
         reached = 0
@@ -95,8 +106,12 @@ def _gather(  # type: ignore[no-untyped-def]
         reached = 0
         slots = 0
         if k[q] > 0:
-            # The lists lie anywhere in an index of gigabytes: copying them out first, without a branch on what they
-            # hold, lets the processor wait for many of them at once.
+            for t in range(trigger_offsets[q], min(trigger_offsets[q + 1], trigger_offsets[q] + last_n)):
+                i = trigger_rows[t]
+                if 0 <= i < lists:
+                    for p in range(indptr[i], min(indptr[i + 1], indptr[i] + width), _LINE):
+                        prefetch(neighbours, p)
+                        prefetch(similarities, p)
             for t in range(trigger_offsets[q], min(trigger_offsets[q + 1], trigger_offsets[q] + last_n)):
                 i = trigger_rows[t]
                 weight = trigger_weights[t]
