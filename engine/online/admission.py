@@ -38,6 +38,9 @@ _LEAST_GRADIENT = 0.5
 
 _REMEMBERED_SECONDS = 1.0
 
+_OVER_SECONDS = 0.2
+"""So long without a batch, and an overload is over."""
+
 
 class Admission:
     """Counts the requests in flight, waiting and being computed, and says whether one more is taken in.
@@ -85,6 +88,8 @@ class Admission:
             deadline: the caller's, on the clock of `now`, seconds; infinite where there is none.
             now: on the clock of time.monotonic(), seconds.
         """
+        if self.limit < 2 * self._batch and now - self._ended > _OVER_SECONDS:
+            self.limit = 2 * self._batch
         text = ""
         count = self.in_flight + self._expected
         if count + 1 > self.limit:

@@ -26,6 +26,14 @@ def batches(made: Admission, wait: float, number: int, full: bool = True) -> Non
     made.in_flight = 0
 
 
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    """What takes the place of the monotonic clock: `now` is what it says."""
+    made = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr("engine.online.admission.time", SimpleNamespace(monotonic=lambda: made.now))
+    return made
+
+
 def test_it_falls_to_two_batches_while_requests_wait_long():
     made = admission()
     batches(made, 1.0, 100)
@@ -41,6 +49,18 @@ def test_while_calls_are_refused_it_falls_to_one_batch_and_rises_to_two_when_no_
     assert BATCH <= made.limit < BATCH + 1
     made.in_flight = BATCH
     made.leave(BATCH, 1.0, 0.004)
+    assert made.limit == LEAST
+
+
+def test_an_overload_is_over_when_no_batch_has_ended_for_a_while(clock):
+    made = admission()
+    for _ in range(100):
+        made.in_flight = math.ceil(made.limit)
+        assert made.refusal(math.inf, clock.now)
+        made.leave(BATCH, 1.0, 0.004)
+    made.in_flight = LEAST - 1
+    assert made.refusal(math.inf, clock.now + 0.1)
+    assert not made.refusal(math.inf, clock.now + 0.3)
     assert made.limit == LEAST
 
 
@@ -119,14 +139,6 @@ def test_who_cannot_be_answered_in_time_is_refused_at_once():
     assert not made.refusal(100.06, 100.0)
     assert not made.refusal(99.0, 100.0)  # it is late already, and is told so
     assert made.pushback_ms() == pytest.approx(50, abs=1)
-
-
-@pytest.fixture
-def clock(monkeypatch) -> SimpleNamespace:
-    """What takes the place of the monotonic clock: `now` is what it says."""
-    made = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr("engine.online.admission.time", SimpleNamespace(monotonic=lambda: made.now))
-    return made
 
 
 def test_busy_is_the_share_of_time_that_was_computed(clock):
