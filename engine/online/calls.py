@@ -29,8 +29,9 @@ log = logging.getLogger(__name__)
 
 Metadata: TypeAlias = Sequence[tuple[str, str | bytes]]
 
-_POSTED = 64
-"""Calls that the core hands over without being asked again: a burst as large waits for nobody."""
+_POSTED = 16
+"""Calls that the core hands over without being asked again. What comes behind them is handed over one by one, after the
+requests of those that were let in: of more, the requests would come after a burst of calls that are to be refused."""
 
 _NO_DEADLINE_SECONDS = 1e9
 _NO_FLAGS = 0
