@@ -23,8 +23,8 @@ from engine.online.request import Request
 
 
 @asynccontextmanager
-async def batching(world, max_batch=16, max_queue=1000) -> AsyncIterator[Batcher]:
-    batcher = Batcher(world.replica, max_batch, max_queue)
+async def batching(world, max_batch=16, max_queue=1000, observer=None) -> AsyncIterator[Batcher]:
+    batcher = Batcher(world.replica, max_batch, max_queue, observer)
     try:
         yield batcher
     finally:
@@ -67,6 +67,26 @@ async def test_what_waits_together_is_computed_together():
     assert gate.batches == [1, 4, 2]
     assert [answer.request_id for answer in answers] == ["first"] + [f"r{u}" for u in range(1, 7)]
     assert [answer.debug.batch_size for answer in answers[1:]] == [4, 4, 4, 4, 2, 2]
+
+
+async def test_each_batch_is_noted_once_in_order_the_last_one_and_one_before_a_chore_too():
+    world, gate = gated_world()
+    noted: list[list[str]] = []
+
+    def observe(answered):
+        noted.append(list(answered.request_ids))
+        if len(noted) == 1:
+            raise RuntimeError("cannot be noted")
+
+    async with batching(world, max_batch=2, observer=observe) as batcher:
+        first = await hold(batcher, gate)
+        tasks = await start(*(submit(batcher, "default", Request(user_id=u), f"r{u}") for u in range(1, 6)))
+        gate.open.set()
+        await asyncio.gather(first, *tasks)
+        seen: list[int] = []
+        await asyncio.wrap_future(batcher.between(lambda: seen.append(len(noted))))
+        assert seen == [4]
+    assert noted == [["first"], ["r1", "r2"], ["r3", "r4"], ["r5"]]
 
 
 async def test_a_batch_of_several_scenes_is_computed_scene_by_scene():

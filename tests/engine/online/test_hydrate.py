@@ -236,6 +236,23 @@ class Wanderers:
         return UserRead(History.empty(n), LiveState.empty(n, cities=put_first(past, cities)))
 
 
+def test_what_is_to_be_done_meanwhile_is_done_between_asking_for_users_and_reading_them():
+    done: list[str] = []
+
+    class Watched(Wanderers):
+        def ask(self, user_ids):
+            done.append("asked")
+            return super().ask(user_ids)
+
+        def read(self, users, now, cities):
+            done.append("read")
+            return super().read(users, now, cities)
+
+    ids = IdIndex.of(np.arange(3))
+    Hydrator(ids, ids, Watched())([Request(user_id=1)], lambda: done.append("meanwhile"))
+    assert done == ["asked", "meanwhile", "read"]
+
+
 def test_the_requests_city_stands_in_front_of_those_where_the_user_was():
     columns = ItemColumns(3)
     columns.city_codes = {"Ulm": 0, "Bonn": 1, "Kiel": 2}
