@@ -49,16 +49,22 @@ def gated():
             gate.open.set()
 
 
+async def swamped(gate, channel) -> list[asyncio.Task[grpc.StatusCode]]:
+    """Make many calls while the compute hangs, and wait until as many are refused as must be."""
+    gate.entered.clear()
+    gate.open.clear()
+    calls = [asyncio.create_task(outcome(channel)) for _ in range(MANY)]
+    assert await asyncio.to_thread(gate.entered.wait, PATIENCE)
+    # Two batches of two is the least that may be in flight, four batches what it begins with.
+    while sum(each.done() for each in calls) < MANY - 4 * 2:
+        await asyncio.sleep(0.01)
+    return calls
+
+
 async def test_while_the_compute_hangs_the_rest_is_refused_at_once_and_it_recovers(gated):
     gate, target = gated
     async with grpc.aio.insecure_channel(target) as channel:
-        gate.entered.clear()
-        gate.open.clear()
-        calls = [asyncio.create_task(outcome(channel)) for _ in range(MANY)]
-        assert await asyncio.to_thread(gate.entered.wait, PATIENCE)
-        # Two batches of two is the least that may be in flight, four batches what it begins with.
-        while sum(each.done() for each in calls) < MANY - 4 * 2:
-            await asyncio.sleep(0.01)
+        calls = await swamped(gate, channel)
         assert {each.result() for each in calls if each.done()} == {EXHAUSTED}
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call(channel, user_id=user_id(0))
@@ -84,12 +90,7 @@ async def test_hardly_more_requests_are_read_than_there_is_room_for(gated, monke
 
     monkeypatch.setattr("engine.online.service.parse", counted)
     async with grpc.aio.insecure_channel(target) as channel:
-        gate.entered.clear()
-        gate.open.clear()
-        calls = [asyncio.create_task(outcome(channel)) for _ in range(MANY)]
-        assert await asyncio.to_thread(gate.entered.wait, PATIENCE)
-        while sum(each.done() for each in calls) < MANY - 4 * 2:
-            await asyncio.sleep(0.01)
+        calls = await swamped(gate, channel)
         # A few more than four batches of two: of those that come one by one some are let in as others are being read.
         assert len(read) <= 4 * 2 + 16
         gate.open.set()
