@@ -135,6 +135,7 @@ class Admission:
             self._used = self._most_in_flight / self.limit
             if self.in_flight >= self.limit / 2:
                 self._adapt(wait)
+            self.limit = max(self.limit, self._batch if self._refused else 2 * self._batch)
             self._refused = False
             ended = time.monotonic()
             passed = max(ended - self._ended, compute, 1e-9)
@@ -149,8 +150,7 @@ class Admission:
         gradient = min(1.0, max(_LEAST_GRADIENT, self._target / max(wait, 1e-9)))
         wanted = self.limit * gradient + math.sqrt(self.limit)
         limit = self.limit + self._smoothing * (wanted - self.limit)
-        least = self._batch if self._refused else 2 * self._batch
-        self.limit = min(self._most, max(least, limit))
+        self.limit = min(self._most, limit)
 
 
 def _nothing() -> None:
