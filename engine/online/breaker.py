@@ -29,8 +29,8 @@ class Breaker:
     """Counts how the calls of one channel went and says whether the next may be made. For one thread.
 
     A call is a batch, and counts by the share of its queries that failed, so that it makes no difference how many
-    requests share a batch. The circuit opens when, among the newest `calls` calls of the last `window_seconds`, these
-    shares add up to `failures` and to `rate` of the calls.
+    requests share a batch. The circuit opens at a failure when, among the newest `calls` calls of the last
+    `window_seconds`, these shares add up to `failures` and to `rate` of the calls.
 
     Attributes:
         state: closed, half open or open; an open one becomes half open when it is next asked after its time.
@@ -101,7 +101,8 @@ class Breaker:
             self._calls.popleft()
         self.quiet = not self._calls
         failures = sum(share for _, share in self._calls)
-        if failures >= self._rules.failures and failures >= self._rules.rate * len(self._calls):
+        # Not by a success: as others leave the window, what failed before may be a larger share.
+        if failed > 0 and failures >= self._rules.failures and failures >= self._rules.rate * len(self._calls):
             self._open(self._rules.open_seconds)
 
     def _open(self, seconds: float) -> None:
