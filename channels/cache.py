@@ -19,6 +19,7 @@ from engine.core.live import Leftovers
 from engine.core.options import Online, Options
 from engine.core.query import QueryBatch
 from engine.core.types import Int32Array, Int64Array
+from engine.core.writable import writable
 
 SECONDS_PER_DAY = 86_400
 
@@ -65,7 +66,7 @@ class Cache(Channel):
     @classmethod
     def load(cls, config: CacheOptions, context: LoadContext) -> Self:
         """Map the counts."""
-        return cls(config, context.arrays["counts"])
+        return cls(config, writable(context.arrays["counts"]))
 
     def recall_batch(self, batch: QueryBatch, k: Int32Array) -> CandidateBatch:
         """Take what has not left the cache."""

@@ -41,7 +41,7 @@ class Fresh(Channel):
         self._columns = columns
         # At one half-life a day the score of a list of weight 1 is minus the age in days.
         self._reading = Reading(
-            SECONDS_PER_DAY, config.min_quality, max_age=config.max_age_days * SECONDS_PER_DAY
+            float(SECONDS_PER_DAY), config.min_quality, max_age=config.max_age_days * SECONDS_PER_DAY
         )
 
     @classmethod

@@ -20,6 +20,7 @@ from engine.core.ragged import first_and_others
 from engine.core.ranking import front
 from engine.core.totals import heaviest_codes
 from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
+from engine.core.writable import writable
 
 SECONDS_PER_DAY = 86_400
 
@@ -55,9 +56,9 @@ class Popular(Channel):
 
     def __init__(self, config: PopularOptions, arrays: dict[str, AnyArray], columns: ItemColumns) -> None:
         super().__init__(config)
-        self._rows: Int32Array = arrays["rows"]
-        self._scores: Float32Array = arrays["scores"]
-        self._indptr: Int64Array = arrays["indptr"]
+        self._rows: Int32Array = writable(arrays["rows"])
+        self._scores: Float32Array = writable(arrays["scores"])
+        self._indptr: Int64Array = writable(arrays["indptr"])
         self._columns = columns
 
     @classmethod

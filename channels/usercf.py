@@ -31,6 +31,7 @@ from engine.core.similarity import (
     write_neighbour_lists,
 )
 from engine.core.types import Float32Array, Int32Array, Int64Array
+from engine.core.writable import writable
 
 
 class UserCFOptions(Options):
@@ -104,9 +105,9 @@ class UserCF(Channel):
         return cls(
             config,
             NeighbourLists.load(arrays),
-            arrays["items.indptr"],
-            arrays["items.rows"],
-            arrays["items.weights"],
+            writable(arrays["items.indptr"]),
+            writable(arrays["items.rows"]),
+            writable(arrays["items.weights"]),
         )
 
     def recall_batch(self, batch: QueryBatch, k: Int32Array) -> CandidateBatch:

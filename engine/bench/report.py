@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,10 +17,11 @@ from engine.offline.build import usable_cores
 
 
 def circumstances() -> dict[str, Any]:
-    """Return machine, cpus, date, commit ("" outside a checkout, "-dirty" with changes) and version of this run."""
+    """Return machine, cpus, Python, date, commit ("" outside a checkout, "-dirty" with changes) and version of a run."""
     return {
         "machine": f"{platform.system()} {platform.machine()}, {_processor()}",
         "cpus": usable_cores(),
+        "python": sys.version,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "commit": _commit(),
         "version": __version__,

@@ -204,21 +204,9 @@ def check_contract(
         ContractError: naming the channel and the first rule it broke.
     """
     check_form(answer, k, channel)
-    broken = _broken_rule(*answer, k, np.array([largest_trigger(trigger_rows)]), items)
+    broken = broken_rule(*answer, k, np.array([largest_trigger(trigger_rows)]), items)
     if broken >= 0:
         raise ContractError(f"channel {channel!r}: {_RULES[broken]}")
-
-
-def all_keep_contract(answers: CandidateBatch, k: Int32Array, largest: Int64Array, items: int) -> bool:
-    """Whether the answers of some channels all keep what `check_contract` holds one to: one call for all is cheaper.
-
-    Args:
-        answers: end to end, each as `check_form` wants it; segment channel * n + query owns as in `FanOut`.
-        k: int32[channels, n], how many each was asked for, per query.
-        largest: int64[channels], what `largest_trigger` says.
-        items: rows in the catalogue.
-    """
-    return bool(_broken_rule(*answers, k.reshape(-1), largest, items) < 0)
 
 
 def largest_trigger(rows: int | None) -> int:
@@ -268,8 +256,16 @@ _RULES = (
 
 
 @njit(nogil=True, cache=True)
-def _broken_rule(rows, scores, triggers, offsets, k, largest, items):  # type: ignore[no-untyped-def]
-    """Return the number of the first broken rule, or -1. Arguments as of `all_keep_contract`, but k is flat."""
+def broken_rule(rows, scores, triggers, offsets, k, largest, items):  # type: ignore[no-untyped-def]
+    """Return the number of the first rule that answers break, or -1.
+
+    Args:
+        rows, scores, triggers: of some channels, end to end, each as `check_form` wants it.
+        offsets: int64[channels n + 1]; segment channel * n + query owns as in `FanOut`.
+        k: int32[channels n], how many each was asked for, per query.
+        largest: int64[channels], what `largest_trigger` says.
+        items: rows in the catalogue.
+    """
     for s in range(k.size):
         if offsets[s + 1] < offsets[s]:
             return 0

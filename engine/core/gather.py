@@ -47,19 +47,15 @@ def gather_top_k(
     triggers = np.empty(room, np.int32)
     offsets = np.empty(k.size + 1, np.int64)
     total = _gather(
-        trigger_offsets, _frozen(trigger_rows), _frozen(trigger_weights), indptr, neighbours, similarities, last_n,
+        trigger_offsets, _own(trigger_rows), _own(trigger_weights), indptr, neighbours, similarities, last_n,
         width, k, rows, scores, triggers, offsets,
     )  # fmt: skip
     return CandidateBatch(rows[:total], scores[:total], triggers[:total], offsets)
 
 
-def _frozen(array: AnyArray) -> AnyArray:
-    """A read-only view, as a mapped snapshot's arrays are: each form of the kernel takes seconds to compile."""
-    if not array.flags.writeable:
-        return array
-    view = array.view()
-    view.flags.writeable = False
-    return view
+def _own(array: AnyArray) -> AnyArray:
+    """A copy of what may not be written: each form of the kernel takes seconds to compile."""
+    return array if array.flags.writeable else array.copy()
 
 
 _LINE = 16

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 from numba import njit
@@ -21,6 +20,7 @@ from engine.core.channel import SnapshotSink
 from engine.core.int_table import IntTable, slot_of
 from engine.core.items import ItemColumns
 from engine.core.options import Online, Options
+from engine.core.prefetch import prefetch
 from engine.core.types import (
     NO_ROW,
     AnyArray,
@@ -30,6 +30,7 @@ from engine.core.types import (
     Int64Array,
     RaggedRows,
 )
+from engine.core.writable import writable
 
 SECONDS_PER_DAY = 86_400
 NO_KEY = -1
@@ -41,7 +42,12 @@ LEVELS = 8
 TIME, LIST, POINTERS = 1, 2, 3
 """Where an entry of the overlay has its parts; the row stands first."""
 
+_AT, _STOP, _ENTRY, _LEFT = 0, 1, 2, 3
+"""Where a cursor in a list has its parts."""
+
 _BATCH = 4096
+_BLOCK = 10
+"""Rows of a block, as a power of two."""
 
 
 class GateOptions(Options):
@@ -84,8 +90,7 @@ class Wanted(NamedTuple):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(NamedTuple):
     """How lists are read.
 
     Attributes:
@@ -168,15 +173,18 @@ class PostingLists:
         self._base = (keys, indptr, rows, times)
         self._columns = columns
         # The entry of each row, -1 where the snapshot's own counts; and a bit per row that says whether it has an entry,
-        # which is all that reading needs to know and stays in the cache.
+        # which is all that reading needs to know. A byte per block of rows says whether one of them has: as a rule none
+        # has, and these bytes stay in the cache.
         self._latest = np.full(len(columns), NO_ROW, np.int32)
         self._moved = np.zeros((len(columns) + 7) // 8, np.uint8)
+        self._blocks = np.zeros((len(columns) >> _BLOCK) + 1, np.bool_)
         # An entry is row, time, list (-1: none) and a pointer per level, side by side, as reading goes from one to the
         # next all over the memory. Its name, and a pointer to it, is where it begins.
         self._entries = np.empty(0, np.int64)
         self._used = 0
         self._numbers = IntTable()  # key -> number of its list in the overlay
         self._heads = np.empty(0, np.int32)  # where a list's first pointers begin in `_entries`
+        self._arrays: tuple[AnyArray, ...] = self._now()
         gone = np.flatnonzero(~columns.available).astype(np.int32)
         if gone.size:
             self.update(gone, np.full(gone.size, NO_KEY, np.int64))
@@ -184,14 +192,15 @@ class PostingLists:
     @classmethod
     def load(cls, arrays: Mapping[str, AnyArray], columns: ItemColumns) -> Self:
         """Map the lists of a snapshot."""
-        return cls(
-            arrays["posts.keys"], arrays["posts.indptr"], arrays["posts.rows"], arrays["posts.times"], columns
+        keys, indptr, rows, times = (
+            writable(arrays[f"posts.{name}"]) for name in ("keys", "indptr", "rows", "times")
         )
+        return cls(keys, indptr, rows, times, columns)
 
     @property
     def bytes_in_memory(self) -> int:
         """What the overlay takes."""
-        mine = (self._latest, self._moved, self._entries, self._heads, *self._numbers.arrays)
+        mine = (self._latest, self._moved, self._blocks, self._entries, self._heads, *self._numbers.arrays)
         return sum(array.nbytes for array in mine)
 
     def update(self, rows: Int32Array, keys: Int64Array) -> None:
@@ -205,11 +214,17 @@ class PostingLists:
             self._latest = _grown(self._latest, len(self._columns), NO_ROW)
             # As many as `_latest` has room for: that alone says when both grow.
             self._moved = _grown(self._moved, (self._latest.size + 7) // 8)
+            self._blocks = _grown(self._blocks, (self._latest.size >> _BLOCK) + 1)
         keys = np.where(self._columns.available[rows], keys, NO_KEY)
         times = self._columns.published_at[rows]
         for start in range(0, rows.size, _BATCH):
             part = slice(start, start + _BATCH)
             self._place(rows[part], self._numbers_of(keys[part]), times[part])
+        self._arrays = self._now()
+
+    def _now(self) -> tuple[AnyArray, ...]:
+        """Return what `_read` reads, put together once a change and not once a batch."""
+        return (*self._base, *self._numbers.arrays, self._heads, self._entries, self._moved, self._blocks)
 
     def _numbers_of(self, keys: Int64Array) -> Int32Array:
         """int32[m]: the overlay's list of each key, made where there is none; -1 for `NO_KEY`."""
@@ -231,7 +246,15 @@ class PostingLists:
     def _place(self, rows: Int32Array, lists: Int32Array, times: Int64Array) -> None:
         self._entries = _grown(self._entries, self._used + rows.size * (POINTERS + LEVELS))
         self._used = _place(
-            rows, lists, times, self._latest, self._moved, self._entries, self._heads, self._used
+            rows,
+            lists,
+            times,
+            self._latest,
+            self._moved,
+            self._blocks,
+            self._entries,
+            self._heads,
+            self._used,
         )
 
     def read(self, wanted: Wanted, reading: Reading, now: Int64Array, k: Int32Array) -> CandidateBatch:
@@ -251,19 +274,18 @@ class PostingLists:
         Returns:
             The best items of each query, ties by row; triggers are those of the lists.
         """
-        columns = self._columns
         room = sum(k.tolist())
         rows = np.empty(room, np.int32)
         scores = np.empty(room, np.float32)
         triggers = np.empty(room, np.int32)
         offsets = np.empty(k.size + 1, np.int64)
-        total = _read(
-            wanted.offsets, wanted.keys, wanted.weights, wanted.triggers, now, k, float(reading.half_life),
-            reading.min_quality, reading.max_age, reading.lists, reading.per_list, reading.lead, reading.thin,
-            *self._base, *self._numbers.arrays, self._heads, self._entries, self._moved, columns.quality, rows,
-            scores, triggers, offsets,
+        arguments: tuple[Any, ...] = (
+            *wanted, now, k, *reading, *self._arrays, self._columns.quality, rows, scores, triggers, offsets,
         )  # fmt: skip
-        return CandidateBatch(rows[:total], scores[:total], triggers[:total], offsets)
+        total = _read(*arguments)
+        if total < room:
+            rows, scores, triggers = rows[:total], scores[:total], triggers[:total]
+        return CandidateBatch(rows, scores, triggers, offsets)
 
 
 def _grown(array: AnyArray, size: int, fill: int = 0) -> AnyArray:
@@ -303,7 +325,7 @@ def _search(head, row, time, entries, before):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _place(rows, lists, times, latest, moved, entries, heads, used):  # type: ignore[no-untyped-def]
+def _place(rows, lists, times, latest, moved, blocks, entries, heads, used):  # type: ignore[no-untyped-def]
     before = np.empty(LEVELS, np.int64)
     for i in range(rows.size):
         row = rows[i]
@@ -312,6 +334,7 @@ def _place(rows, lists, times, latest, moved, entries, heads, used):  # type: ig
             entry = np.int64(used)
             latest[row] = entry
             moved[row >> 3] |= np.uint8(1 << (row & 7))
+            blocks[row >> _BLOCK] = True
             entries[entry] = row
             entries[entry + LIST] = NO_ROW
             used += POINTERS + _height(row)
@@ -405,12 +428,70 @@ def _ties_by_row(order, take, rows, spare, counts):  # type: ignore[no-untyped-d
         start = stop
 
 
+@njit(nogil=True, cache=True, inline="always")
+def _next(  # type: ignore[no-untyped-def]
+    cursor, moment, min_quality, max_age, base_rows, base_times, entries, moved, blocks, quality
+):
+    """Return row and time of a list's next valid item, and move the cursor behind it; row -1 where there is none.
+
+    Args:
+        cursor: int64[4]: where the snapshot's list goes on and where it ends, the overlay's next entry (-1: none), and
+            how many items may still be taken.
+        moment, min_quality, max_age, base_rows, base_times, entries, moved, blocks, quality: of `_read`.
+    """
+    at, stop, entry = cursor[_AT], cursor[_STOP], cursor[_ENTRY]
+    row, time = np.int32(NO_ROW), np.int64(0)
+    while cursor[_LEFT] > 0:
+        while (
+            at < stop
+            and blocks[base_rows[at] >> _BLOCK]
+            and (moved[base_rows[at] >> 3] >> (base_rows[at] & 7)) & 1
+        ):
+            at += 1
+        if entry >= 0 and (
+            at >= stop
+            or entries[entry + TIME] > base_times[at]
+            or (entries[entry + TIME] == base_times[at] and entries[entry] < base_rows[at])
+        ):
+            row, time = np.int32(entries[entry]), entries[entry + TIME]
+            entry = entries[entry + POINTERS]
+        elif at < stop:
+            row, time = base_rows[at], base_times[at]
+            at += 1
+        else:
+            break
+        if max_age > 0 and moment - time > max_age:
+            break  # and so is all that follows
+        if time <= moment and (min_quality == 0 or quality[row] >= min_quality):
+            cursor[_AT], cursor[_ENTRY] = at, entry
+            cursor[_LEFT] -= 1
+            return row, time
+    cursor[_LEFT] = 0
+    return np.int32(NO_ROW), time
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _sink(heap, size, at, key):  # type: ignore[no-untyped-def]
+    """Put a key into a heap, the least on top, at a place that is free or below it."""
+    while True:
+        child = 2 * at + 1
+        if child >= size:
+            break
+        child += child + 1 < size and heap[child + 1] < heap[child]
+        if key <= heap[child]:
+            break
+        heap[at] = heap[child]
+        at = child
+    heap[at] = key
+
+
 @njit(nogil=True, cache=True)
 def _read(  # type: ignore[no-untyped-def]
     offsets, wanted, weights, list_triggers, now, k, half_life, min_quality, max_age, lists, per_list, lead, thin,
-    base_keys, indptr, base_rows, base_times, table_keys, table_values, heads, entries, moved, quality,
+    base_keys, indptr, base_rows, base_times, table_keys, table_values, heads, entries, moved, blocks, quality,
     out_rows, out_scores, out_triggers, out_offsets,
 ):  # fmt: skip
+    """Merge the lists of each query: a list falls in score from its front, so no more of it is read than is answered."""
     most = 1
     room = 1
     for q in range(k.size):
@@ -426,15 +507,21 @@ def _read(  # type: ignore[no-untyped-def]
     # Of each distinct key of a query the place of its largest weight.
     table = np.full(capacity, -1, np.int64)
     places = np.empty(capacity, np.int32)
-    begins = np.empty(most, np.int64)
-    ends = np.empty(most, np.int64)
+    cursors = np.empty((most, 4), np.int64)
+    cursor = np.empty(4, np.int64)
+    logs = np.empty(most, np.float64)
+    # The next item of each list, and the lists by its score.
+    next_rows = np.empty(most, np.int32)
+    next_scores = np.empty(most, np.float32)
+    next_bits = next_scores.view(np.uint32)
+    heap = np.empty(most, np.uint64)
+    low = np.uint64(0xFFFFFFFF)
     order = np.empty(room, np.uint64)
     spare = np.empty(room, np.uint64)
     counts = np.empty((4, 256), np.int32)
     rows = np.empty(room, np.int32)
     scores = np.empty(room, np.float32)
     triggers = np.empty(room, np.int32)
-    score_bits = scores.view(np.uint32)
     out_offsets[0] = 0
     written = 0
     for q in range(k.size):
@@ -454,85 +541,133 @@ def _read(  # type: ignore[no-untyped-def]
                         places[at] = p - begin
             each = min(per_list, k[q]) if per_list else k[q]
             moment = now[q]
-            # The lists lie anywhere: looking at all of them first, where nothing waits for what is found, lets the
-            # processor fetch many at once.
-            touched = np.uint64(0)
+            # The lists lie anywhere: asking for all of them first lets the processor wait for many at once.
+            if not base_keys.size:
+                for p in range(begin, end):
+                    prefetch(indptr, wanted[p])
             for p in range(begin, end):
-                begins[p - begin], ends[p - begin] = _range_of(wanted[p], base_keys, indptr)
-            for p in range(begin, end if lead == 0 else min(end, begin + lead)):
-                for at in range(begins[p - begin], min(ends[p - begin], begins[p - begin] + each)):
-                    touched += np.uint64(base_rows[at]) + np.uint64(base_times[at] & 1)
-            spare[0] = touched
+                first, stop = _range_of(wanted[p], base_keys, indptr)
+                cursors[p - begin, _AT], cursors[p - begin, _STOP] = first, stop
+                if first < stop:
+                    prefetch(base_rows, first)
+                    prefetch(base_times, first)
+            size = 0
             for p in range(begin, end):
-                key = wanted[p]
-                if thin and p - begin == lead and found >= thin:
+                mine = p - begin
+                if thin and mine == lead and _counted(
+                    cursors[:lead], thin, cursor, moment, min_quality, max_age, base_rows, base_times, entries, moved,
+                    blocks, quality,
+                ) >= thin:  # fmt: skip
                     break
-                if key < 0 or weights[p] <= 0:
+                key = wanted[p]
+                alone = end - begin == 1 or places[slot_of(key, table, places)] == mine
+                cursors[mine, _LEFT] = 0
+                if key < 0 or weights[p] <= 0 or not alone:
                     continue
-                if end - begin > 1 and places[slot_of(key, table, places)] != p - begin:
-                    continue
-                log = math.log2(np.float64(weights[p]))  # of a float32 it would be a float32
-                limit = max(each, thin) if p - begin < lead else each
-                at = begins[p - begin]
-                stop = ends[p - begin]
+                at, stop = cursors[mine, _AT], cursors[mine, _STOP]
                 if at < stop and base_times[at] > moment:
-                    low = at
                     high = stop
-                    while low < high:
-                        middle = (low + high) // 2
+                    while at < high:
+                        middle = (at + high) // 2
                         if base_times[middle] > moment:
-                            low = middle + 1
+                            at = middle + 1
                         else:
                             high = middle
-                    at = low
-                entry = np.int64(-1)
+                    cursors[mine, _AT] = at
                 number = table_values[slot_of(key, table_keys, table_values)]
-                if number >= 0:
-                    entry = entries[heads[number]]
-                taken = 0
-                while taken < limit:
-                    while at < stop and (moved[base_rows[at] >> 3] >> (base_rows[at] & 7)) & 1:
-                        at += 1
-                    if entry >= 0 and (
-                        at >= stop
-                        or entries[entry + TIME] > base_times[at]
-                        or (entries[entry + TIME] == base_times[at] and entries[entry] < base_rows[at])
-                    ):
-                        row = np.int32(entries[entry])
-                        time = entries[entry + TIME]
-                        entry = entries[entry + POINTERS]
-                    elif at < stop:
-                        row = base_rows[at]
-                        time = base_times[at]
-                        at += 1
-                    else:
+                cursors[mine, _ENTRY] = entries[heads[number]] if number >= 0 else -1
+                cursors[mine, _LEFT] = max(each, thin) if mine < lead else each
+                logs[mine] = math.log2(np.float64(weights[p]))  # of a float32 it would be a float32
+                heap[size] = mine
+                size += 1
+            # First all lists begin; then, time and again, the best item is taken and its list goes on.
+            begun = filled = 0
+            while begun < size or filled:
+                beginning = begun < size
+                if beginning:
+                    mine = np.int64(heap[begun])
+                    begun += 1
+                else:
+                    # Of those that score as the last one does, too, all are needed: the row decides between them.
+                    if found >= k[q] and heap[0] >> np.uint64(32) != order[found - 1] >> np.uint64(32):
                         break
-                    if max_age > 0 and moment - time > max_age:
-                        break  # and so is all that follows
-                    if time > moment:
-                        continue
-                    if min_quality > 0 and not quality[row] >= min_quality:
-                        continue
-                    rows[found] = row
-                    scores[found] = np.float32(log - (moment - time) / half_life)
-                    triggers[found] = list_triggers[p]
+                    mine = np.int64(heap[0] & low)
+                    rows[found], scores[found] = next_rows[mine], next_scores[mine]
+                    triggers[found] = list_triggers[begin + mine]
+                    order[found] = heap[0] & ~low | np.uint64(found)
                     found += 1
-                    taken += 1
-        for slot in range(found):
-            bits = score_bits[slot]  # as an integer that rises from the best score to the worst
-            falling = bits if bits & np.uint32(0x80000000) else ~bits & np.uint32(0x7FFFFFFF)
-            order[slot] = (np.uint64(falling) << np.uint64(32)) | np.uint64(slot)
-        _sort(order[:found], spare[:found], counts)
+                row, time = _next(
+                    cursors[mine],
+                    moment,
+                    min_quality,
+                    max_age,
+                    base_rows,
+                    base_times,
+                    entries,
+                    moved,
+                    blocks,
+                    quality,
+                )
+                key = np.uint64(0)
+                if row >= 0:
+                    next_rows[mine] = row
+                    next_scores[mine] = np.float32(logs[mine] - (moment - time) / half_life)
+                    key = _falling(next_bits[mine]) << np.uint64(32) | np.uint64(mine)
+                if beginning:
+                    heap[filled] = key
+                    filled += row >= 0
+                    if begun == size:
+                        for at in range(filled // 2 - 1, -1, -1):
+                            _sink(heap, filled, at, heap[at])
+                elif row >= 0:
+                    _sink(heap, filled, 0, key)
+                else:
+                    filled -= 1
+                    _sink(heap, filled, 0, heap[filled])
         take = min(found, k[q])
         _ties_by_row(order[:found], take, rows, spare, counts)
         for rank in range(take):
-            best = np.int64(order[rank] & np.uint64(0xFFFFFFFF))
+            best = np.int64(order[rank] & low)
             out_rows[written + rank] = rows[best]
             out_scores[written + rank] = scores[best]
             out_triggers[written + rank] = triggers[best]
         written += take
         out_offsets[q + 1] = written
     return written
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _falling(bits):  # type: ignore[no-untyped-def]
+    """Return an integer that rises as a score falls, from the score's bits."""
+    return np.uint64(bits if bits & np.uint32(0x80000000) else ~bits & np.uint32(0x7FFFFFFF))
+
+
+@njit(nogil=True, cache=True)
+def _counted(  # type: ignore[no-untyped-def]
+    cursors,
+    enough,
+    cursor,
+    moment,
+    min_quality,
+    max_age,
+    base_rows,
+    base_times,
+    entries,
+    moved,
+    blocks,
+    quality,
+):
+    """Return how many valid items some lists have, or `enough` where there are more; `cursor` is overwritten."""
+    count = 0
+    for mine in range(cursors.shape[0]):
+        cursor[:] = cursors[mine]
+        row = np.int32(0)
+        while row >= 0 and count < enough:
+            row, _ = _next(
+                cursor, moment, min_quality, max_age, base_rows, base_times, entries, moved, blocks, quality
+            )
+            count += row >= 0
+    return count
 
 
 def read_reference(

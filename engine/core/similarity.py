@@ -15,6 +15,7 @@ from engine.core.gather import gather_top_k
 from engine.core.query import History
 from engine.core.select import drain, offer, sort_key
 from engine.core.types import AnyArray, Float32Array, Float64Array, Int32Array, Int64Array
+from engine.core.writable import writable
 
 BLOCKS_PER_THREAD = 48
 """Enough that threads end together and the bar moves; few enough that starting one costs nothing."""
@@ -60,7 +61,7 @@ class NeighbourLists:
     @classmethod
     def load(cls, arrays: Mapping[str, AnyArray]) -> NeighbourLists:
         """Take the three arrays that `write_neighbour_lists` wrote."""
-        return cls(arrays["indptr"], arrays["neighbours"], arrays["similarities"])
+        return cls(*(writable(arrays[name]) for name in ("indptr", "neighbours", "similarities")))
 
     def recall(
         self, history: History, last_n: int, top_k: int, half_life: float, k: Int32Array

@@ -20,6 +20,7 @@ from numba import njit
 from engine.core.channel import SnapshotSink
 from engine.core.errors import DatasetError
 from engine.core.types import NO_ROW, AnyArray, BoolArray, Int32Array, Int64Array
+from engine.core.writable import writable
 from engine.data.columns import string_parts
 
 IdKind: TypeAlias = Literal["int64", "string"]
@@ -49,9 +50,9 @@ class IdIndex:
             table: int32[power of two], the hash table of their rows; built when not given.
         """
         # Always read-only, as a mapped snapshot is: one compiled form of the kernels serves both.
-        self._values = _frozen(values)
-        self._table = _frozen(_build_table(values) if table is None else table)
-        self._numbers: Int64Array = self._values if self.kind == "int64" else _frozen(np.empty(0, np.int64))
+        self._values = writable(values)
+        self._table = writable(_build_table(values) if table is None else table)
+        self._numbers: Int64Array = self._values if self.kind == "int64" else writable(np.empty(0, np.int64))
 
     @classmethod
     def of(cls, values: Any, file: str = "ids", column: str = "") -> Self:
@@ -76,7 +77,7 @@ class IdIndex:
         return cls(unique)
 
     def __reduce__(self) -> tuple[type[Self], tuple[AnyArray, Int32Array]]:
-        # Through the constructor: arrays come out of a pickle writable.
+        # Through the constructor: what it derives need not be pickled.
         return type(self), (self._values, self._table)
 
     @property
@@ -89,12 +90,12 @@ class IdIndex:
 
     @property
     def tables(self) -> tuple[AnyArray, Int32Array]:
-        """The ids in rising order and the hash table of their rows, read-only; of integers, for `find_integers`."""
+        """The ids in rising order and the hash table of their rows; of integers, for `find_integers`."""
         return self._values, self._table
 
     @property
     def numbers(self) -> Int64Array:
-        """int64[n], read-only: the ids in rising order; of strings none."""
+        """int64[n]: the ids in rising order; of strings none."""
         return self._numbers
 
     def rows(self, ids: Any) -> Int32Array:
@@ -137,20 +138,13 @@ class IdIndex:
 
     @classmethod
     def load(cls, arrays: Mapping[str, AnyArray], prefix: str) -> Self:
-        """Return what `save` wrote; the arrays are used as they are, mapped and read-only."""
+        """Return what `save` wrote; the arrays are used as they are, mapped."""
         return cls(arrays[f"{prefix}.ids"], arrays[f"{prefix}.table"])
 
 
 def valid_string_ids(values: Any) -> BoolArray:
     """bool[n]: which pyarrow strings may be ids: not empty, at most `MAX_ID_BYTES` long, no NUL byte."""
     return _valid(*string_parts(values))
-
-
-def _frozen(array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
-    # Of class ndarray: numba takes twice as long to recognise a np.memmap.
-    view = np.asarray(array).view()
-    view.flags.writeable = False
-    return view
 
 
 def _kind_of(values: Any) -> IdKind:

@@ -102,7 +102,11 @@ class Breaker:
         self.quiet = not self._calls
         failures = sum(share for _, share in self._calls)
         # Not by a success: as others leave the window, what failed before may be a larger share.
-        if failed > 0 and failures >= self._rules.failures and failures >= self._rules.rate * len(self._calls):
+        if (
+            failed > 0
+            and failures >= self._rules.failures
+            and failures >= self._rules.rate * len(self._calls)
+        ):
             self._open(self._rules.open_seconds)
 
     def _open(self, seconds: float) -> None:

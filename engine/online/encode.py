@@ -132,7 +132,7 @@ class _Scene:
             same = pb.RecallResponse(
                 release=replica.release, snapshots=dict(replica.versions), log_offset=replica.log_offset
             )
-            self._tail = np.frombuffer(same.SerializeToString(deterministic=True), np.uint8)
+            self._tail = np.frombuffer(bytearray(same.SerializeToString(deterministic=True)), np.uint8)
             self._tail_of = what
         return self._tail
 
@@ -190,7 +190,8 @@ def external_ids(run: Run, scene: _Scene) -> tuple[Ids, Ids, UInt8Array]:
     forms = np.empty(triggers.size, np.uint8)
     _look_up(
         merged.rows, run.columns.triggers, merged.proposal_sources, merged.proposal_channels, scene.tables, scene.forms,
-        *catalogue.items.numbers, catalogue.users.numbers, *catalogue.authors.numbers, numbers, triggers, forms,
+        scene.numbers, catalogue.columns.keys, catalogue.users.numbers, *catalogue.authors.numbers, numbers, triggers,
+        forms,
     )  # fmt: skip
     items = Ids(numbers, NO_KEYS) if scene.numbers else Ids.of(catalogue.items.encoded(merged.rows))
     keys = NO_KEYS
@@ -239,8 +240,8 @@ def _with_keys(keys: UInt8Array, at: Int64Array, own: UInt8Array) -> UInt8Array:
 
 @njit(nogil=True, cache=True)
 def _look_up(  # type: ignore[no-untyped-def]
-    rows, trigger_rows, sources, channels, tables, form_of, items, new_items, users, authors, new_authors,
-    numbers, triggers, forms,
+    rows, trigger_rows, sources, channels, tables, form_of, numbered, keys, users, authors, new_authors, numbers,
+    triggers, forms,
 ):  # fmt: skip
     """Look up the ids of items and triggers, and which form a trigger has; where ids are strings, rows stay.
 
@@ -249,20 +250,21 @@ def _look_up(  # type: ignore[no-untyped-def]
         trigger_rows: int32[...], by `sources`; negative where there is none.
         sources, channels: int64[p], int32[p], of the proposals.
         tables, form_of: of `_Scene`.
-        items, new_items, users, authors, new_authors: `numbers` of `LiveIds` and `IdIndex`.
+        numbered: whether the ids of items are numbers.
+        keys: int64[items], the keys of the items: a number is its own key, and the filters have just read this column.
+        users, authors, new_authors: `numbers` of `IdIndex` and `LiveIds`.
         numbers: int64[m], out; left as it is where ids are strings.
         triggers, forms: int64[p], uint8[p], out.
     """
-    if items.size + new_items.size > 0:
+    if numbered:
         for i in range(rows.size):
-            row = rows[i]
-            numbers[i] = items[np.uint64(row)] if row < items.size else new_items[row - items.size]
+            numbers[i] = keys[np.uint64(rows[i])]
     for p in range(sources.size):
         row, c = trigger_rows[sources[p]], channels[p]
         triggers[p], forms[p] = row, form_of[c] if row >= 0 else NO_TRIGGER
         if row >= 0:
             if tables[c] == _OF_ITEM:
-                triggers[p] = items[np.uint64(row)] if row < items.size else new_items[row - items.size]
+                triggers[p] = keys[np.uint64(row)]
             elif tables[c] == _OF_USER:
                 triggers[p] = users[np.uint64(row)]
             elif tables[c] == _OF_AUTHOR:

@@ -17,9 +17,8 @@ from engine.core.candidates import (
     Candidates,
     ChannelStatus,
     TriggerKind,
-    all_keep_contract,
+    broken_rule,
     check_contract,
-    check_form,
     largest_trigger,
 )
 from engine.core.channel import Channel, ask, gates
@@ -39,7 +38,7 @@ _SECONDS_BETWEEN_WARNINGS = 60.0
 
 _DEGRADED = "degraded"
 
-_PLAIN = {np.ndarray}
+_BATCHES, _ARRAYS = {CandidateBatch}, {np.ndarray}
 
 _FAILURES = (Exception, SystemExit, CancelledError)
 """Whatever a channel raises is that channel's failure alone; but Ctrl-C, where this is the main thread, ends us."""
@@ -98,28 +97,48 @@ class SceneChannels:
         beside = [c for c in channels if self._beside[c] is not None]
         batch = run.batch.detached() if beside else run.batch
         calls = [(c, self._start(run, c, depths[c], batch)) for c in beside]
-        answers = {c: self._ask(run, c, depths[c]) for c in channels if self._beside[c] is None}
+        answers = {c: self._ask(run, c, k) for c, k in depths.items() if self._beside[c] is None}
         for c, call in calls:
             answers[c] = self._collect(run, c, depths[c], call)
         ordered = [answers[c] for c in channels]
         # Of all channels at once: each call costs a microsecond or more.
         asked = np.array([*channels])
-        columns = self._columns(ordered, asked, depth)
+        columns = self._columns(run, ordered, asked, depth)
         if columns is None:
-            ordered = [self._kept(run, c, depths[c], answers[c]) for c in channels]
-            columns = Columns.of(ordered, depth.shape[1])
-        _note_lengths(columns.fan_out.offsets, asked, depth, run.returned, run.status)
+            kept = [self._kept(run, c, depths[c], answers[c]) for c in channels]
+            ordered = [CandidateBatch(*map(np.asarray, answer)) for answer in kept]
+            columns = self._columns(run, ordered, asked, depth)
+            assert columns is not None
         return ordered, columns
 
-    def _columns(self, answers: list[CandidateBatch], asked: Int64Array, depth: Int32Array) -> Columns | None:
-        """Put answers end to end; None where one breaks the contract, or is of arrays that must be looked at alone."""
-        # What no kernel takes is its channel's failure alone.
-        if set(map(type, chain.from_iterable(answers))) != _PLAIN:
+    def _columns(
+        self, run: Run, answers: list[CandidateBatch], asked: Int64Array, depth: Int32Array
+    ) -> Columns | None:
+        """Put answers end to end and note their lengths; None where they must be looked at one by one.
+
+        That is where one breaks the contract: all that `check_contract` holds one to is looked at here, of all together.
+        """
+        queries = depth.shape[1]
+        try:
+            if set(map(type, answers)) != _BATCHES or set(map(type, chain.from_iterable(answers))) != _ARRAYS:
+                return None
+            rows, scores, triggers, ends = zip(*answers, strict=True)
+            lengths = list(map(len, rows))
+            if not lengths == list(map(len, scores)) == list(map(len, triggers)):
+                return None
+            if set(map(len, ends)) != {queries + 1}:
+                return None
+            columns = Columns.end_to_end(rows, scores, triggers, queries)
+            offsets = np.concatenate(ends, dtype=np.int64, casting="no")
+        except (TypeError, ValueError):  # not of these types, or not of one dimension
             return None
-        columns = Columns.of(answers, depth.shape[1])
-        rows, offsets, _ = columns.fan_out
-        together = CandidateBatch(rows, columns.scores, columns.triggers, offsets)
-        kept = all_keep_contract(together, depth, self._largest_triggers()[asked], self._hydrator.items)
+        if not columns.fan_out.rows.ndim == columns.scores.ndim == columns.triggers.ndim == offsets.ndim == 1:
+            return None
+        kept = _take(
+            offsets, np.array(lengths), asked, depth, self._largest_triggers(), self._hydrator.items,
+            columns.fan_out.rows, columns.scores, columns.triggers, columns.fan_out.offsets, columns.keep,
+            columns.removed_by, run.returned, run.status,
+        )  # fmt: skip
         return columns if kept else None
 
     def _kept(self, run: Run, c: int, k: Int32Array, answer: CandidateBatch) -> CandidateBatch:
@@ -139,32 +158,32 @@ class SceneChannels:
     def _ask(self, run: Run, c: int, k: Int32Array) -> CandidateBatch:
         """Run one channel: gate, deadline, timing and error policy are here, once for all inline channels.
 
-        `ask` checks the values of what they all answered; of a channel whose breaker must hear how it went, it is done
+        `ask` holds what they all answered to the contract; of a channel whose breaker must hear how it went, it is done
         here.
         """
         started = time.perf_counter()
         failed_before = len(run.messages)
-        self._shut_late(run, c, k)
+        if run.first_deadline < math.inf:
+            self._shut_late(run, c, k)
         breaker = self._breakers[c]
         watched = breaker is not None and not breaker.quiet
         if watched and not self._passes(run, c, k):
             return CandidateBatch.empty(k.size)
         if self._gated[c]:
             self._shut_gated(run, c, k)
-        answer = None
-        if any(k.tolist()):
+        if not any(k.tolist()):
+            answer = CandidateBatch.empty(k.size)
+        else:
             try:
                 answer = ask(self.channels[c], run.batch, k)
                 if watched:
                     self._check(answer, c, k)
-                else:
-                    check_form(answer, k, self.names[c])
             except _FAILURES as error:
                 answer = self._one_by_one(run, c, k, error)
         if breaker is not None and (watched or len(run.messages) > failed_before):
             self._note(run, c, k, len(run.messages) - failed_before)
         run.channel_us[c] = (time.perf_counter() - started) * 1e6
-        return CandidateBatch.empty(k.size) if answer is None else answer
+        return answer
 
     def _start(self, run: Run, c: int, k: Int32Array, batch: QueryBatch) -> Call | None:
         """Put the batch to a channel that runs beside the compute; None where it is not asked."""
@@ -334,6 +353,48 @@ class SceneChannels:
         if now - self._failure_logged[c] >= _SECONDS_BETWEEN_WARNINGS:
             self._failure_logged[c] = now
             log.error("channel %s failed", self.names[c], exc_info=error)
+
+
+@njit(nogil=True, cache=True)
+def _take(  # type: ignore[no-untyped-def]
+    ends, lengths, channels, depth, largest, items, rows, scores, triggers, offsets, keep, removed_by, returned, status
+):  # fmt: skip
+    """Lay answers out and note their lengths; False where one breaks the contract, and nothing is noted.
+
+    Args:
+        ends: int64[a (n + 1)], the offsets of each answer.
+        lengths: int64[a], how many candidates it has.
+        channels: int64[a], of which channel it is.
+        depth: int32[a, n], how many candidates were asked for.
+        largest: int64[channels], what `largest_trigger` says.
+        items: rows in the catalogue.
+        rows, scores, triggers: the answers end to end.
+        offsets, keep, removed_by, returned, status: out; of `Columns` and `Run`.
+    """
+    n = depth.shape[1]
+    for at in range(lengths.size):
+        if ends[at * (n + 1)] != 0 or ends[at * (n + 1) + n] != lengths[at]:
+            return False
+    _lay_out(ends, n, offsets, keep, removed_by)
+    if broken_rule(rows, scores, triggers, offsets, depth.reshape(-1), largest[channels], items) >= 0:
+        return False
+    _note_lengths(offsets, channels, depth, returned, status)
+    return True
+
+
+@njit(nogil=True, cache=True)
+def _lay_out(ends, queries, offsets, keep, removed_by):  # type: ignore[no-untyped-def]
+    """Put the offsets of answers, `queries` + 1 each, end to end, and let every candidate stay."""
+    before = np.int64(0)
+    offsets[0] = 0
+    for segment in range(offsets.size - 1):
+        c, q = segment // queries, segment % queries
+        offsets[segment + 1] = before + ends[c * (queries + 1) + q + 1]
+        if q + 1 == queries:
+            before = offsets[segment + 1]
+    for p in range(keep.size):
+        keep[p] = True
+        removed_by[p] = -1
 
 
 @njit(nogil=True, cache=True)

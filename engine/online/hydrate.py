@@ -104,9 +104,6 @@ class Hydrator:
         if triggered:
             triggers = _each_once(self._rows([r.triggers for r in requests], unknown[3]))
             excluded = _end_to_end(excluded, triggers)  # more like an item is not the item
-        for column in (history.rows, history.weights, history.timestamps, excluded.rows, triggers.rows):
-            # As a mapped snapshot's: one compiled form of each kernel serves both.
-            column.setflags(write=False)
         batch = QueryBatch(
             user_ids=user_ids,
             users=users,

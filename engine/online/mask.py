@@ -43,23 +43,24 @@ class SceneFilters:
 
     def overfetch(self, batch: QueryBatch) -> Int32Array:
         """int32[n]: how far behind the quota a channel must reach so that what filters remove costs it nothing."""
-        extra = np.zeros(len(batch), np.int32)
+        extra = np.zeros(len(batch), np.int64)
         for component in self.filters:
             try:
                 more = component.overfetch(batch)
             except StateUnavailableError:  # keep() will say so too, and then it counts
                 continue
             if more is not None:
-                extra += more.astype(np.int32)
-        return extra
+                extra = extra + more
+        return extra.astype(np.int32)
 
     def mask(self, run: Run, columns: Columns) -> None:
         """Ask every filter which candidates of the columns stay; what it removed is noted in them and in the run."""
         if columns.keep.size == 0:
             return
+        batch = run.batch
         for f in range(len(self.filters)):
             try:
-                stays = self._judge(f, run.batch, columns.fan_out)
+                stays = self._judge(f, batch, columns.fan_out)
             except StateUnavailableError as error:
                 stays = self._judge_alone(run, f, columns.fan_out, error)
             if stays is not None:

@@ -101,7 +101,7 @@ class Texts(NamedTuple):
         """Put strings end to end."""
         sizes = [len(text) for text in texts]
         offsets = np.array(list(accumulate(sizes, initial=0)), np.int64)
-        return cls(np.frombuffer(b"".join(texts), np.uint8), offsets, max(sizes, default=0))
+        return cls(np.frombuffer(bytearray().join(texts), np.uint8), offsets, max(sizes, default=0))
 
 
 NO_TEXTS = Texts.of([])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from engine.core.candidates import CandidateBatch, FanOut
 from engine.core.errors import StateUnavailableError
@@ -33,12 +33,41 @@ class Columns(NamedTuple):
 
     @classmethod
     def of(cls, answers: Sequence[CandidateBatch], queries: int) -> Columns:
-        """Put the answers end to end."""
-        rows, scores, triggers, offsets = map(np.concatenate, zip(*answers, strict=True))
-        segments = np.empty(len(answers) * queries + 1, np.int64)
-        keep, removed_by = np.empty(rows.size, np.bool_), np.empty(rows.size, np.int8)
-        _begin(offsets, queries, segments, keep, removed_by)
-        return cls(FanOut(rows, segments, queries), scores, triggers, keep, removed_by)
+        """Put answers that keep the contract end to end."""
+        rows, scores, triggers, ends = zip(*answers, strict=True)
+        columns = cls.end_to_end(rows, scores, triggers, queries)
+        starts = accumulate(map(len, rows), initial=0)
+        columns.fan_out.offsets[0] = 0
+        np.concatenate(
+            [mine[1:] + start for mine, start in zip(ends, starts, strict=False)],
+            out=columns.fan_out.offsets[1:],
+        )
+        columns.keep[:] = True
+        columns.removed_by[:] = -1
+        return columns
+
+    @classmethod
+    def end_to_end(
+        cls,
+        rows: Sequence[Int32Array],
+        scores: Sequence[Float32Array],
+        triggers: Sequence[Int32Array],
+        queries: int,
+    ) -> Columns:
+        """Put the columns of answers end to end; what stands in the others means nothing yet.
+
+        Raises:
+            TypeError, ValueError: they are of other types, or not all of as many dimensions.
+        """
+        together = np.concatenate(rows, dtype=np.int32, casting="no")
+        size = together.shape[0]
+        return cls(
+            FanOut(together, np.empty(len(rows) * queries + 1, np.int64), queries),
+            np.concatenate(scores, dtype=np.float32, casting="no"),
+            np.concatenate(triggers, dtype=np.int32, casting="no"),
+            np.empty(size, np.bool_),
+            np.empty(size, np.int8),
+        )
 
     def followed_by(self, other: Columns) -> Columns:
         """Return these channels and then the other's."""
@@ -94,18 +123,3 @@ class Run:
         mine, positions = self.columns.fan_out.alone(q)
         removed_by = self.columns.removed_by[positions]
         return [np.unique(mine.rows[removed_by == f]) for f in range(self.removed.shape[0])]
-
-
-@njit(nogil=True, cache=True)
-def _begin(ends, queries, offsets, keep, removed_by):  # type: ignore[no-untyped-def]
-    """Put the offsets of answers, `queries` + 1 each, end to end, and let every candidate stay."""
-    before = np.int64(0)
-    offsets[0] = 0
-    for segment in range(offsets.size - 1):
-        c, q = segment // queries, segment % queries
-        offsets[segment + 1] = before + ends[c * (queries + 1) + q + 1]
-        if q + 1 == queries:
-            before = offsets[segment + 1]
-    for p in range(keep.size):
-        keep[p] = True
-        removed_by[p] = -1

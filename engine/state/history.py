@@ -13,6 +13,7 @@ from engine.core.live import LiveState
 from engine.core.query import History
 from engine.core.ragged import alone_first, take_lists
 from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
+from engine.core.writable import writable
 
 HISTORY = "history"
 """The snapshot component that holds the histories."""
@@ -51,10 +52,10 @@ class SnapshotHistory:
     """The history as it was when the release was built."""
 
     def __init__(self, arrays: Mapping[str, AnyArray]) -> None:
-        self._indptr = arrays["indptr"]
-        self._rows = arrays["rows"]
-        self._weights = arrays["weights"]
-        self._timestamps = arrays["timestamps"]
+        self._indptr = writable(arrays["indptr"])
+        self._rows = writable(arrays["rows"])
+        self._weights = writable(arrays["weights"])
+        self._timestamps = writable(arrays["timestamps"])
 
     def ask(self, user_ids: AnyArray) -> ReadUsers:
         """Return `read`: nobody need be asked."""

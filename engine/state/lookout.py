@@ -40,8 +40,7 @@ class Lookout:
         if self._passing_over:
             self._passing_over -= 1
             return False
-        poller = select.poll()
-        poller.register(socket, select.POLLIN)
+        poller = _poller(socket)
         until = time.perf_counter() + _LOOK_SECONDS
         while not poller.poll(0):
             if time.perf_counter() >= until:
@@ -50,3 +49,15 @@ class Lookout:
                 return False
         self._next = 1
         return True
+
+
+def readable(socket: Any) -> bool:
+    """Whether something can be read from a socket right now, be it that the other side has closed it."""
+    pending = getattr(socket, "pending", None)  # of TLS
+    return bool(_poller(socket).poll(0) or (pending is not None and pending()))
+
+
+def _poller(socket: Any) -> select.poll:
+    poller = select.poll()
+    poller.register(socket, select.POLLIN)
+    return poller

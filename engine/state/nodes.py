@@ -21,6 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.retry import Retry
 
 from engine.core.errors import StateError, StateUnavailableError
+from engine.state.lookout import readable
 from engine.state.replies import OtherReplyError, Values, receive_values
 from engine.state.url import UNREADABLE
 
@@ -122,7 +123,8 @@ def begin(parts: Sequence[Part[Answer]], timeout: float) -> Callable[[], list[An
         for node, pieces, _read in parts:
             connection = node.take(timeout)
             connections.append(connection)
-            connection.send_packed_command(pieces, check_health=False)
+            for piece in pieces:  # past redis-py, which has as much to do for it as the system
+                connection._sock.sendall(piece)
     except BaseException as error:
         for connection in connections:
             connection.disconnect()
@@ -185,8 +187,10 @@ def read_values(connection: Connection, arrays: int, width: int) -> Values | Exc
 def _stale(connection: Connection) -> bool:
     """Whether an idle connection is of no use: the server has closed it, or something unasked-for waits in it."""
     try:
-        return bool(connection.can_read(0))
-    except (RedisError, OSError):
+        if connection._sock is None or connection._parser._reader.has_data():
+            return True
+        return readable(connection._sock)
+    except (RedisError, OSError, ValueError):  # ValueError: it was closed
         return True
 
 

@@ -123,7 +123,7 @@ class LiveUsers:
         self._kinds = np.array(list(counted), np.uint32)
         self._points = np.array(list(counted.values()), np.float32)
         self._keep = history_keep
-        self._old = [_read_only(array) for array in snapshot.arrays]
+        self._old = snapshot.arrays
         self._exposure = exposure
         self._cities = _Codes(catalogue.columns.city_codes)
         self._tags = _Codes(catalogue.columns.tag_vocabulary)
@@ -235,10 +235,3 @@ class LiveUsers:
 
 def _raise(error: StateError) -> NoReturn:
     raise error
-
-
-def _read_only(array: AnyArray) -> AnyArray:
-    # Whether arrays are mapped or in memory: of one kind, so that the kernel is compiled once.
-    view = np.asarray(array).view()
-    view.flags.writeable = False
-    return view

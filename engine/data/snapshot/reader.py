@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import mmap
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -131,6 +133,18 @@ def _verify_file(path: Path, entry: ArrayFile) -> None:
         )
 
 
+def _mapped(path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...]) -> AnyArray:
+    """Map an array copy-on-write, for `writable`; nothing ever gets into the file. Pages are shared all the same."""
+    try:
+        return np.memmap(path, dtype, "c", offset, shape)
+    except OSError as error:
+        if (
+            error.errno != errno.ENOMEM
+        ):  # the system may not promise as much memory as copies of it all would take
+            raise
+        return np.memmap(path, dtype, "r", offset, shape)
+
+
 def _map(path: Path, entry: ArrayFile) -> AnyArray:
     try:
         size = os.stat(path).st_size
@@ -143,7 +157,7 @@ def _map(path: Path, entry: ArrayFile) -> AnyArray:
             array = np.empty(entry.shape, dtype)
         else:
             # The manifest says what the header says, and is protected by its name; the array ends the file.
-            array = np.memmap(path, dtype, "r", size - data, entry.shape)
+            array = _mapped(path, dtype, size - data, entry.shape)
     except FileNotFoundError:
         raise SnapshotError("the file is missing", str(path)) from None
     except OSError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -22,6 +23,7 @@ from hypothesis.extra import numpy as hnp
 from engine import __version__
 from engine.core.channel import SnapshotSink
 from engine.core.errors import BuildError, SnapshotError
+from engine.core.writable import writable
 from engine.data.snapshot import FORMAT, Release, Snapshot, SnapshotStore, reader, touch
 
 ARRAYS = {
@@ -87,6 +89,30 @@ def test_what_was_written_is_what_is_read(store: SnapshotStore) -> None:
         assert not snapshot.arrays[name].flags.writeable
     assert store.versions("swing") == [writer.version]
     assert store.manifest("swing", writer.version) == manifest
+
+
+def test_what_is_written_through_a_view_for_kernels_does_not_reach_the_file(tmp_path):
+    store = SnapshotStore(tmp_path)
+    version = build(store, "itemcf")
+    view = writable(store.open("itemcf", version).arrays["rows"])
+    view[3] = -1
+    again = store.open("itemcf", version, verify=True)
+    assert again.arrays["rows"].tolist() == ARRAYS["rows"].tolist()
+
+
+def test_arrays_are_mapped_where_the_system_promises_no_memory_for_copies(tmp_path, monkeypatch):
+    def refusing(path, dtype, mode, *rest):
+        if mode == "c":
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+        return mapped(path, dtype, mode, *rest)
+
+    mapped = np.memmap
+    store = SnapshotStore(tmp_path)
+    version = build(store, "itemcf")
+    monkeypatch.setattr(reader.np, "memmap", refusing)
+    rows = store.open("itemcf", version).arrays["rows"]
+    assert rows.tolist() == ARRAYS["rows"].tolist()
+    assert not writable(rows).flags.writeable
 
 
 DTYPES = st.one_of(

@@ -37,8 +37,8 @@ def test_ids_of_items_and_triggers_are_those_of_their_indexes(data, known, new):
     written = np.empty(len(channels), np.uint8)
     _look_up(
         np.array(rows, np.int32), trigger_rows, np.array(sources, np.int64), np.array(channels, np.int32),
-        np.array(tables, np.uint8), np.array(forms, np.uint8), *items.numbers, users.numbers, *authors.numbers,
-        numbers, triggers, written,
+        np.array(tables, np.uint8), np.array(forms, np.uint8), True, items.keys(np.arange(known + new)), users.numbers,
+        *authors.numbers, numbers, triggers, written,
     )  # fmt: skip
     assert numbers.tolist() == items.ids(np.array(rows, np.int32)).tolist()
     for p, (c, row) in enumerate(zip(channels, given_rows, strict=True)):

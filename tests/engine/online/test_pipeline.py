@@ -669,7 +669,12 @@ def columns(rows=2, scores=2, triggers=2, offsets=None, dtype=np.int32):
     "wrong",
     [
         lambda n: None,
+        lambda n: tuple(columns()),
+        lambda n: columns()._replace(rows=[1, 2]),
+        lambda n: columns()._replace(rows=np.int32(1)),
+        lambda n: CandidateBatch(*(part.reshape(-1, 1) for part in columns())),
         lambda n: columns(dtype=np.int64),
+        lambda n: columns(dtype=">i4"),
         lambda n: columns(scores=1),
         lambda n: columns(triggers=3),
         lambda n: columns(offsets=[0, 1]),
@@ -682,6 +687,22 @@ def test_columns_that_do_not_fit_together_are_an_error(wrong, caplog):
     world = World({"broken": Columns(wrong), "sound": everybody([5])}, {"broken": 4, "sound": 4})
     run = world.pipeline().run([Request()])
     assert run.status.tolist() == [[ERROR], [OK]]
+    assert answer(run) == [5]
+
+
+def test_two_channels_whose_columns_do_not_fit_are_both_at_fault_though_the_sums_do(caplog):
+    caplog.set_level(logging.CRITICAL)
+    one, other = columns(), columns()
+    short, long = (
+        one._replace(scores=one.scores[:1]),
+        other._replace(scores=np.append(other.scores, other.scores[-1:])),
+    )
+    world = World(
+        {"short": Columns(lambda n: short), "long": Columns(lambda n: long), "sound": everybody([5])},
+        {"short": 4, "long": 4, "sound": 4},
+    )
+    run = world.pipeline().run([Request()])
+    assert run.status.tolist() == [[ERROR], [ERROR], [OK]]
     assert answer(run) == [5]
 
 
