@@ -79,6 +79,7 @@ class Samples:
         sizes: int64[n], bytes of the answer's DATA frames.
         completed: answers with a message that came while it was measured, whenever their requests were due.
         late: seconds that the client itself was behind at most (open loop).
+        delays: float64[n], seconds from when a request was due to when the client sent it: a part of `waits` (open loop).
     """
 
     seconds: float
@@ -87,6 +88,7 @@ class Samples:
     sizes: Int64Array
     completed: int
     late: float = 0.0
+    delays: Float64Array | None = None
 
     @property
     def rate(self) -> float:
@@ -100,6 +102,12 @@ class Samples:
             return dict.fromkeys(("p50_ms", "p90_ms", "p99_ms"), float("nan"))
         p50, p90, p99 = (np.percentile(waits, [50, 90, 99]) * 1e3).tolist()
         return {"p50_ms": p50, "p90_ms": p90, "p99_ms": p99}
+
+    def p99_from_sent_ms(self) -> float:
+        """Return the p99 of the answered from when each was sent: what the server had a part in."""
+        if self.delays is None or not self.answered.any():
+            return float("nan")
+        return float(np.percentile((self.waits - self.delays)[self.answered], 99) * 1e3)
 
 
 def send(load: Load, began: Connection | None = None) -> Samples:
@@ -138,10 +146,11 @@ def send_for(connection: Connection, load: Load) -> None:
 
 
 class _Stream:
-    __slots__ = ("began", "size")
+    __slots__ = ("began", "sent", "size")
 
     def __init__(self, began: float) -> None:
         self.began = began
+        self.sent = time.perf_counter()
         self.size = 0
 
 
@@ -237,7 +246,7 @@ class _Client:
         self._sockets = {each.socket: each for each in self._connections}
         self._messages = [struct.pack(">BI", 0, len(each)) + each for each in load.messages]
         self._draw = random.Random(load.seed).random
-        self._done: list[tuple[float, float, bool, int]] = []
+        self._done: list[tuple[float, float, bool, int, float]] = []
         self._late = 0.0
 
     def closed_loop(self, end: float) -> None:
@@ -276,21 +285,21 @@ class _Client:
             connection.receive(ended)
             now = time.perf_counter()
             for stream, answered in ended:
-                self._done.append((stream.began, now, answered, stream.size))
+                self._done.append((stream.began, now, answered, stream.size, stream.sent))
             found.append((connection, len(ended)))
         return found
 
     def samples(self, start: float, end: float) -> Samples:
         done = self._done
-        completed = sum(answered and start <= ended < end for _, ended, answered, _ in done)
+        completed = sum(answered and start <= ended < end for _, ended, answered, _, _ in done)
         if self._load.rate:
             # Of an open loop what counts is when a request was due, and that it was never answered counts too.
             lost = [stream.began for each in self._connections for stream in each.streams.values()]
-            done = done + [(began, float("nan"), False, 0) for began in lost]
+            done = done + [(began, float("nan"), False, 0, began) for began in lost]
             done = [each for each in done if start <= each[0] < end]
         else:
             done = [each for each in done if start <= each[1] < end]
-        began, ended, answered, sizes = zip(*done, strict=True) if done else ((), (), (), ())
+        began, ended, answered, sizes, sent = zip(*done, strict=True) if done else ((), (), (), (), ())
         return Samples(
             end - start,
             np.array(ended, np.float64) - np.array(began, np.float64),
@@ -298,6 +307,7 @@ class _Client:
             np.array(sizes, np.int64),
             completed,
             self._late,
+            np.array(sent, np.float64) - np.array(began, np.float64),
         )
 
     def close(self) -> None:

@@ -435,6 +435,7 @@ class _Bench:
             "answered_share": _ratio(float(samples.answered.sum()), due),
             "answer_bytes": float(sizes.mean()) - 5 if sizes.size else math.nan,
             "server_cpu_us": cpu,
+            "p99_from_sent_ms": samples.p99_from_sent_ms(),
             "client_late_ms": samples.late * 1e3,
             "host_gap_ms": math.nan if gap is None else gap,
         } | samples.percentiles()

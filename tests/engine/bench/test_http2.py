@@ -70,6 +70,10 @@ def test_an_open_loop_sends_when_requests_are_due(sizes):
     assert samples.waits.size == pytest.approx(100, abs=2)
     assert samples.answered.all()
     assert np.isfinite(samples.waits).all()
+    assert samples.delays.size == samples.waits.size
+    assert (samples.delays >= 0).all()
+    assert (samples.delays < samples.waits).all()
+    assert 0 < samples.p99_from_sent_ms() <= samples.percentiles()["p99_ms"]
 
 
 def test_a_server_that_goes_away_is_an_error(sizes):

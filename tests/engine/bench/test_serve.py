@@ -63,6 +63,7 @@ def test_bench_serve_measures_the_server_beside_an_echo_and_the_baseline(world, 
     assert 1 <= report["batch_mean"] <= 16
     assert report["answer_bytes"] > 20 * LIMIT
     assert report["half_offered_per_s"] > 0
+    assert 0 < report["half_p99_from_sent_ms"] <= report["half_p99_ms"]
     assert 0 < report["half_answered_share"] <= 1
     assert 0 < report["degrading_answered_share"] <= 1
     assert report["degrading_answer_bytes"] <= 1.01 * report["answer_bytes"]
