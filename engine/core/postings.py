@@ -597,17 +597,8 @@ def _read(  # type: ignore[no-untyped-def]
                     order[found] = heap[0] & ~low | np.uint64(found)
                     found += 1
                 row, time = _next(
-                    cursors[mine],
-                    moment,
-                    min_quality,
-                    max_age,
-                    base_rows,
-                    base_times,
-                    entries,
-                    moved,
-                    blocks,
-                    quality,
-                )
+                    cursors[mine], moment, min_quality, max_age, base_rows, base_times, entries, moved, blocks, quality,
+                )  # fmt: skip
                 key = np.uint64(0)
                 if row >= 0:
                     next_rows[mine] = row
@@ -644,19 +635,8 @@ def _falling(bits):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _counted(  # type: ignore[no-untyped-def]
-    cursors,
-    enough,
-    cursor,
-    moment,
-    min_quality,
-    max_age,
-    base_rows,
-    base_times,
-    entries,
-    moved,
-    blocks,
-    quality,
-):
+    cursors, enough, cursor, moment, min_quality, max_age, base_rows, base_times, entries, moved, blocks, quality
+):  # fmt: skip
     """Return how many valid items some lists have, or `enough` where there are more; `cursor` is overwritten."""
     count = 0
     for mine in range(cursors.shape[0]):
