@@ -54,7 +54,7 @@ def gather_top_k(
 
 
 def _own(array: AnyArray) -> AnyArray:
-    """A copy of what may not be written: each form of the kernel takes seconds to compile."""
+    """Return a copy of what may not be written, else the array: each form of the kernel takes seconds to compile."""
     return array if array.flags.writeable else array.copy()
 
 

@@ -9,7 +9,7 @@ of the longest.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self, TypeAlias, TypeVar
+from typing import Any, Literal, Self, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,8 +31,6 @@ MAX_ID_BYTES = 256
 
 MAX_ROWS = 2**31 - 1
 
-Scalar = TypeVar("Scalar", bound=np.generic)
-
 
 class IdIndex:
     """A set of external ids, each with an int32 row; rows are in rising id order (strings: by UTF-8 bytes).
@@ -49,7 +47,7 @@ class IdIndex:
             values: int64[n] rising and not negative, or S[n] rising.
             table: int32[power of two], the hash table of their rows; built when not given.
         """
-        # Always read-only, as a mapped snapshot is: one compiled form of the kernels serves both.
+        # Whether mapped or not, of one kind: one compiled form of the kernels serves both.
         self._values = writable(values)
         self._table = writable(_build_table(values) if table is None else table)
         self._numbers: Int64Array = self._values if self.kind == "int64" else writable(np.empty(0, np.int64))

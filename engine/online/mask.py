@@ -50,7 +50,7 @@ class SceneFilters:
             except StateUnavailableError:  # keep() will say so too, and then it counts
                 continue
             if more is not None:
-                extra = extra + more
+                extra += more.astype(np.int64, copy=False)
         return extra.astype(np.int32)
 
     def mask(self, run: Run, columns: Columns) -> None:

@@ -74,11 +74,14 @@ class SnapshotHistory:
 
     def histories(self, users: Int32Array) -> History:
         """Return the stored history of each user row; empty where it is -1."""
-        if users.size == 1:  # the common case under light load: four slices, no copy
+        # Copies: what a plugin did by mistake to the history of a query must not stay in the index.
+        if users.size == 1:  # the common case under light load
             u = int(users[0])
             part = slice(int(self._indptr[u]), int(self._indptr[u + 1])) if u >= 0 else slice(0, 0)
             offsets = np.array([0, part.stop - part.start], np.int64)
-            return History(self._rows[part], self._weights[part], self._timestamps[part], offsets)
+            return History(
+                self._rows[part].copy(), self._weights[part].copy(), self._timestamps[part].copy(), offsets
+            )
         offsets, positions = take_lists(self._indptr, users)
         return History(self._rows[positions], self._weights[positions], self._timestamps[positions], offsets)
 

@@ -138,9 +138,8 @@ def _mapped(path: Path, dtype: np.dtype[Any], offset: int, shape: tuple[int, ...
     try:
         return np.memmap(path, dtype, "c", offset, shape)
     except OSError as error:
-        if (
-            error.errno != errno.ENOMEM
-        ):  # the system may not promise as much memory as copies of it all would take
+        # The system may not promise as much memory as copies of it all would take.
+        if error.errno != errno.ENOMEM:
             raise
         return np.memmap(path, dtype, "r", offset, shape)
 

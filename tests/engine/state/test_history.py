@@ -88,3 +88,20 @@ def test_a_snapshot_on_disk_reads_as_one_in_memory(tmp_path):
     for users in ([0], [3, -1, 0]):
         one, other = read(on_disk, *users), read(stored(2), *users)
         assert all(columns(one, q) == columns(other, q) for q in range(len(users)))
+
+
+@pytest.mark.parametrize("users", [[1], [1, 0]])
+def test_what_is_written_into_a_history_stays_out_of_the_index(users):
+    arrays = {
+        "indptr": np.array([0, 1, 3], np.int64),
+        "rows": np.array([4, 5, 6], np.int32),
+        "weights": np.ones(3, np.float32),
+        "timestamps": np.array([30, 20, 10], np.int64),
+    }
+    index = SnapshotHistory(arrays)
+    mine = index.histories(np.array(users, np.int32))
+    for column in (mine.rows, mine.weights, mine.timestamps):
+        column[:] = 0
+    assert arrays["rows"].tolist() == [4, 5, 6]
+    assert arrays["weights"].tolist() == [1, 1, 1]
+    assert arrays["timestamps"].tolist() == [30, 20, 10]
