@@ -14,7 +14,7 @@ from engine.core.types import NO_ROW, AnyArray, Float32Array, Int32Array, Int64A
 from engine.data.ids import IdIndex
 from engine.data.live import LiveIds
 from engine.online.request import RecentItems, Request
-from engine.state.history import UserState
+from engine.state.history import UserState, no_leftovers
 
 
 class Hydrated(NamedTuple):
@@ -24,10 +24,12 @@ class Hydrated(NamedTuple):
         batch: the batch.
         unknown: int32[4, n], the fields of UnknownIds in their order: 1 where it does not know the user; how many recent
             items it does not know, or have an event without points; how many excluded items, and how many triggers.
+        leftovers: `UserRead.leftovers`.
     """
 
     batch: QueryBatch
     unknown: Int32Array
+    leftovers: Callable[[int], bytes] = no_leftovers
 
 
 class Hydrator:
@@ -117,7 +119,7 @@ class Hydrator:
             live=known.live,
             triggers=triggers,
         )
-        return Hydrated(batch, unknown)
+        return Hydrated(batch, unknown, known.leftovers)
 
     def _rows(self, given: Sequence[AnyArray | None], unknown: Int32Array) -> RaggedRows:
         """Look up the items that each request names."""

@@ -6,7 +6,6 @@ This is only ever counted, so no request waits for it and none fails by it: what
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from itertools import pairwise
 from weakref import WeakKeyDictionary
@@ -21,30 +20,28 @@ from engine.online.notes import Notes
 from engine.online.pipeline import Pipeline
 from engine.online.run import Run
 from engine.state.layout import user_tag
-from engine.state.writes import UserStore, Writes
+from engine.state.recall_counts import RecallCounts, Recalled
 
 log = logging.getLogger(__name__)
 
-_Note = tuple[bytes, Int64Array]
-
-TOGETHER = 8
-"""Users who are written together at most: the store reads nobody's state meanwhile, 80 us a user."""
+_TOGETHER = 32
+"""Users who are written together at most."""
 
 
 class Recalls:
     """Notes what was recalled, on a thread of its own."""
 
-    def __init__(self, users: UserStore, metrics: Metrics | None = None) -> None:
+    def __init__(self, counts: RecallCounts, metrics: Metrics | None = None) -> None:
         """Begin.
 
         Args:
-            users: where to write.
+            counts: where to write.
             metrics: told of what is dropped.
         """
-        self._users = users
+        self._counts = counts
         self._metrics = metrics
         self._failing = False
-        self._notes: Notes[_Note] = Notes("recalls", self._write, self._drop, TOGETHER)
+        self._notes: Notes[Recalled] = Notes("recalls", self._write, self._drop, _TOGETHER)
 
     def note(self, pipeline: Pipeline, run: Run, keys: Int64Array) -> None:
         """Note what a batch's answers hold of the channels that count it; on the compute thread.
@@ -56,20 +53,17 @@ class Recalls:
         found = recalled(pipeline, run, keys)
         if found is None:
             return
-        for request, items in zip(run.requests, found, strict=True):
+        for q, (request, items) in enumerate(zip(run.requests, found, strict=True)):
             if request.user_id is not None and items.size:
-                self._notes.put((user_tag(request.user_id), items))
+                self._notes.put(Recalled(user_tag(request.user_id), items, run.hydrated.leftovers(q)))
 
     def close(self, patience: float | None = None) -> None:
         """Write what waits, at most `patience` seconds long, and stop."""
         self._notes.close(patience)
 
-    def _write(self, notes: Sequence[_Note]) -> None:
-        writes = Writes()
-        for user, keys in notes:
-            writes.recalled(user, keys)
+    def _write(self, notes: Sequence[Recalled]) -> None:
         try:
-            self._users.commit(writes, time.time())
+            self._drop(self._counts.add(notes))
             self._failing = False
         except StateError as error:
             if not self._failing:
@@ -78,7 +72,7 @@ class Recalls:
             self._drop(len(notes))
 
     def _drop(self, count: int) -> None:
-        if self._metrics is not None:
+        if count and self._metrics is not None:
             self._metrics.recalls_dropped.inc(count)
 
 

@@ -39,6 +39,7 @@ from engine.state.layout import (
     TOPIC,
     kind_of,
 )
+from engine.state.recall_counts import Recalled, counted
 from engine.state.replies import Values
 from engine.state.store import StateStore
 
@@ -82,6 +83,7 @@ def rehearse(config: Config, replica: Replica, state: State) -> None:
             encode(replica, pipeline, run, [f"rehearsal of {name}"] * len(batch), [True] * len(batch))
             if run.batch.live.exposure is not None:
                 run.batch.live.exposure.measure(1)
+            counted([Recalled(b"", catalogue.items.keys(some), run.hydrated.leftovers(0))])
 
 
 def _take_in_items(kind: IdKind) -> None:

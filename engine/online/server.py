@@ -163,7 +163,7 @@ class Server:
                 self._impressions,
                 self._state.events,
             )
-            self._recalls = Recalls(self._state.users, self.metrics)
+            self._recalls = Recalls(self._state.recall_counts, self.metrics)
             self._server.add_generic_rpc_handlers([self._ingest.handlers()])
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (*self._services, health.SERVICE_NAME, reflection.SERVICE_NAME)

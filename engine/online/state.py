@@ -17,6 +17,7 @@ from engine.state.events import EventLog
 from engine.state.exposure import exposure_backend
 from engine.state.history import ReadUsers, SnapshotHistory, UserRead, UserState
 from engine.state.log import LiveLog
+from engine.state.recall_counts import RecallCounts
 from engine.state.store import StateStore
 from engine.state.url import state_url
 from engine.state.users import LiveUsers
@@ -35,6 +36,7 @@ class State:
     Attributes:
         store: the connection.
         users: writes what users did.
+        recall_counts: writes how often leftovers were recalled.
         log: the live log.
         events: the event log; None where the configuration wants none.
         exposure: who keeps exposures.
@@ -61,6 +63,7 @@ class State:
             slices=exposure.slices,
         )
         self.users = UserStore(store, self._limits, self.exposure)
+        self.recall_counts = RecallCounts(store)
         self.log = LiveLog(store)
         ingest = config.ingest
         self.events = EventLog(store, ingest.event_log_length) if ingest.event_log else None

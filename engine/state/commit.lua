@@ -299,7 +299,7 @@ local function apply(user, at, last, behind)
     end
     if taken then
       duplicates[#duplicates + 1] = number
-    elseif kind == 6 then -- shown: gone from the leftovers, and a mark in the bits
+    elseif kind == 5 then -- shown: gone from the leftovers, and a mark in the bits
       left = left or call('GET', user .. ':c') or ''
       for each = first, at - 1, 16 do
         if left ~= '' then
@@ -332,29 +332,6 @@ local function apply(user, at, last, behind)
       if #kept > 0 then
         left, flags = table.concat(kept), WITH
         set(user .. ':c', left, old == '')
-      end
-    else -- leftovers were recalled once more: most of them at a time, so all are written in one go
-      left = left or call('GET', user .. ':c') or ''
-      local recalled, parts, done = {}, {}, 0
-      for each = first, at - 1, 8 do
-        local item = sub(users, each, each + 7)
-        recalled[item] = (recalled[item] or 0) + 1
-      end
-      for each = 1, #left, RECORD do
-        local more = recalled[sub(left, each, each + 7)]
-        if more then
-          local count = unpack_from('<I4', left, each + 8)
-          if count < 4294967294 then
-            parts[#parts + 1] = sub(left, done + 1, each + 7)
-            parts[#parts + 1] = pack('<I4', min(count + more, 4294967294))
-            done = each + 11
-          end
-        end
-      end
-      if done > 0 then
-        local part = table.concat(parts)
-        call('SETRANGE', user .. ':c', 0, part)
-        left = part .. sub(left, done + 1)
       end
     end
   end

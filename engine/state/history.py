@@ -19,11 +19,24 @@ HISTORY = "history"
 """The snapshot component that holds the histories."""
 
 
+def no_leftovers(q: int) -> bytes:
+    """Return what `UserRead.leftovers` returns where nothing is stored."""
+    del q
+    return b""
+
+
 class UserRead(NamedTuple):
-    """What is known of the users of a batch: their histories, and the rest."""
+    """What is known of the users of a batch.
+
+    Attributes:
+        history: their histories.
+        live: the rest.
+        leftovers: returns the leftovers of the user at a place in the batch as they lie in the store, for `Recalled`.
+    """
 
     history: History
     live: LiveState
+    leftovers: Callable[[int], bytes] = no_leftovers
 
 
 ReadUsers: TypeAlias = Callable[[Int32Array, Int64Array, Int32Array], UserRead]

@@ -24,6 +24,7 @@ from engine.state.exposure import ExposureBackend
 from engine.state.history import ReadUsers, SnapshotHistory, UserRead
 from engine.state.layout import (
     CITIES_KEPT,
+    LEFTOVERS,
     RECORD,
     STATE_SUFFIXES,
     kind_of,
@@ -58,6 +59,8 @@ class _Codes:
             self._known += len(new)
         return self._table.arrays
 
+
+_LEFTOVERS_AT = STATE_SUFFIXES.index(LEFTOVERS)
 
 _SORTED_OUT = ("leftovers", "disliked_items", "disliked_authors", "disliked_tags", "follows", "cities")
 
@@ -166,7 +169,8 @@ class LiveUsers:
         asked = np.array([bool(tag) for tag in tags])
         history, bits = self._histories(values, asked, width, users)
         rest = partial(self._sorted_out, values, asked, width, cities)
-        return UserRead(history, _ReadState.of(self._exposure.view(tags, bits), rest))
+        live = _ReadState.of(self._exposure.view(tags, bits), rest)
+        return UserRead(history, live, partial(_leftovers, values, asked, width))
 
     def _suffixes(self, slices: list[int]) -> tuple[bytes, ...]:
         """Return which keys are read of a user."""
@@ -231,6 +235,13 @@ class LiveUsers:
         if now - self._logged >= _LOG_SECONDS:
             self._logged = now
             _log.warning("%s; requests go on with the release's history", error)
+
+
+def _leftovers(values: Values, asked: BoolArray, width: int, q: int) -> bytes:
+    """Return the leftovers of the user at a place in the batch, as they were read."""
+    if not asked[q]:
+        return b""
+    return values[width * int(np.count_nonzero(asked[:q])) + _LEFTOVERS_AT] or b""
 
 
 def _raise(error: StateError) -> NoReturn:

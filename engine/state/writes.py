@@ -28,7 +28,7 @@ from engine.state.layout import (
 )
 from engine.state.store import Script, StateStore
 
-_RECENT, _FOLLOWS, _DISLIKES, _LEFTOVERS, _RECALLED, _EXPOSURES = 1, 2, 3, 4, 5, 6
+_RECENT, _FOLLOWS, _DISLIKES, _LEFTOVERS, _EXPOSURES = 1, 2, 3, 4, 5
 
 _OPERATION = struct.Struct("<B8sI")
 _RECORD = struct.Struct("<qIfq")
@@ -156,11 +156,6 @@ class Writes:
         self._operations.setdefault(user, [])
         cities = self._cities.setdefault(user, {})
         cities[city_key] = max(time, cities.get(city_key, time))
-
-    def recalled(self, user: bytes, keys: Sequence[int] | Int64Array) -> None:
-        """Leftovers were recalled. No event: nothing is lost but a count where it does not go in."""
-        payload = np.asarray(keys, np.int64).tobytes()
-        self._put(user, _OPERATION.pack(_RECALLED, bytes(8), len(payload)) + payload)
 
     def _record(
         self,

@@ -27,6 +27,7 @@ from engine.state.embedded import EmbeddedStore
 from engine.state.exposure import BitsBackend
 from engine.state.history import SnapshotHistory
 from engine.state.layout import AUTHOR, CITIES, ITEM, RECENT, RECORD, TOPIC, kind_of, user_prefix, user_tag
+from engine.state.recall_counts import RecallCounts, Recalled
 from engine.state.records import merge_histories, newest_first
 from engine.state.replies import Values
 from engine.state.store import StateStore
@@ -183,9 +184,11 @@ def test_follows_dislikes_and_leftovers_come_back(world: World) -> None:
     writes.dislike(tag, TOPIC, key_of("dogs"), 1, False)
     writes.dislike(tag, TOPIC, key_of("birds"), 1, False)
     writes.leftovers(tag, [world.key(n) for n in (10, 5, 20, 30)], [4.0, 3.0, 2.0, 1.0], 77)
-    writes.recalled(tag, [world.key(20)])
     writes.expose(tag, [world.key(30)])
     world.commit(writes)
+    read = world.read(None, 0, rows=[-1, -1])
+    assert read.leftovers(0) == b""
+    RecallCounts(world.store).add([Recalled(tag, np.array([world.key(20)]), read.leftovers(1))])
     live = world.read(None, 0, rows=[-1, -1]).live
     # Three are kept, and of these the newest comes first.
     assert lists(live.follows) == [[], [1, 3, 2]]

@@ -64,7 +64,7 @@ def commit(
 ) -> Any:
     writes = Writes()
     for name, arguments, event in events:
-        extra = () if name in ("city", "recalled") else (event,)
+        extra = () if name == "city" else (event,)
         getattr(writes, name)(user, *arguments, *extra)
     return user_store(store, limits).commit(writes, now)
 
@@ -98,7 +98,6 @@ events = st.one_of(
         ids,
     ),
     st.tuples(st.just("city"), st.tuples(st.integers(1, 15), times), st.just(b"")),
-    st.tuples(st.just("recalled"), st.tuples(st.lists(keys | st.integers(0, 9), max_size=4)), st.just(b"")),
 )
 
 
@@ -108,7 +107,7 @@ def test_the_script_does_what_the_model_does(any_store: StateStore, commits: lis
     user, limits = fresh_user(), small_limits()
     model = UserModel(limits, LAYOUT)
     for batch in commits:
-        counted = sum(name not in ("city", "recalled") for name, *_ in batch)
+        counted = sum(name != "city" for name, *_ in batch)
         duplicates = model.commit(batch)
         assert commit(any_store, user, batch, limits) == CommitResult(counted - duplicates, duplicates)
         expected = {**model.records, "ids": b"".join(map(event_hash, model.ids)).rstrip(b"\0")}
@@ -212,9 +211,8 @@ def test_an_undo_outlives_a_late_copy_of_what_it_undid(any_store: StateStore) ->
 def test_what_was_shown_leaves_the_leftovers(any_store: StateStore) -> None:
     user = fresh_user()
     commit(any_store, user, [("leftovers", ([1, 2, 3, 2], [3.0, 2.0, 1.0, 9.0], 50), b"")])
-    commit(any_store, user, [("recalled", ([1, 2, 8],), b""), ("expose", ([2],), b"")])
-    commit(any_store, user, [("recalled", ([1, 2],), b"")])
-    assert records(any_store, user, b"c").tolist() == [(1, 3, 3.0, 50), (2, GONE, 2.0, 50), (3, 1, 1.0, 50)]
+    commit(any_store, user, [("expose", ([2],), b"")])
+    assert records(any_store, user, b"c").tolist() == [(1, 1, 3.0, 50), (2, GONE, 2.0, 50), (3, 1, 1.0, 50)]
     commit(any_store, user, [("leftovers", ([4, 1], [], 60), b"")])
     assert records(any_store, user, b"c").tolist() == [(4, 1, 0.0, 60), (1, 1, 0.0, 60), (3, 1, 1.0, 50)]
 

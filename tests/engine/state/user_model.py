@@ -35,7 +35,7 @@ class UserModel:
                 key, time = arguments
                 cities[key] = max(time, cities.get(key, time))
                 continue
-            if name != "recalled" and event and limits.event_ids:
+            if event and limits.event_ids:
                 if event in self.ids or event in fresh:
                     duplicates += 1
                     continue
@@ -57,9 +57,6 @@ class UserModel:
                 old = [record for record in self.records["c"] if record[0] not in new and record[1] != GONE]
                 if new or old:
                     self.records["c"] = [*new.values(), *old][: limits.leftovers]
-            elif name == "recalled":
-                for key in arguments[0]:
-                    self._mark(key, lambda kind: kind if kind == GONE else kind + 1)
             else:
                 for key in arguments[0]:
                     self._mark(key, lambda _: GONE)
@@ -73,6 +70,11 @@ class UserModel:
         if shown:
             self.bits = add(self.bits, shown, self.layout)
         return duplicates
+
+    def recall(self, keys: list[int]) -> None:
+        """Count recalls of leftovers."""
+        for key in keys:
+            self._mark(key, lambda kind: kind if kind == GONE else kind + 1)
 
     def _put(self, name: str, cap: int, record: Record) -> None:
         records = self.records[name]
