@@ -9,7 +9,7 @@ from engine.core.candidates import CandidateBatch
 from engine.core.hashing import spread
 from engine.core.query import History
 from engine.core.sealed import sealed
-from engine.core.select import row_of, select_top, sort_key
+from engine.core.select import row_of, select_top, sort_digits, sort_key
 from engine.core.types import Float32Array, Int32Array
 from engine.models.dense import dense
 
@@ -51,7 +51,8 @@ def _merge(rows, scores, interests, k, out_rows, out_scores, offsets):  # type: 
     met = np.empty(max(most, 1), np.int32)
     best = np.empty(max(most, 1), np.float32)
     bits = best.view(np.uint32)
-    keys = np.empty(max(most, 1), np.uint64)
+    lines = np.empty((2, max(most, 1)), np.uint64)
+    keys = lines[0]
     written = 0
     offsets[0] = 0
     for q in range(k.size):
@@ -78,7 +79,7 @@ def _merge(rows, scores, interests, k, out_rows, out_scores, offsets):  # type: 
         take = min(slots, k[q])
         if take < slots:
             select_top(keys, slots, take)
-        chosen = np.sort(keys[:take])
+        chosen = lines[sort_digits(lines, take, 0)]
         for rank in range(take):
             row = row_of(chosen[take - 1 - rank])
             at = spread(row) & mask

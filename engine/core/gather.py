@@ -8,7 +8,7 @@ from numba import njit
 from engine.core.candidates import CandidateBatch
 from engine.core.hashing import spread
 from engine.core.prefetch import prefetch
-from engine.core.select import select_top, sort_key
+from engine.core.select import row_of, select_top, sort_digits, sort_key
 from engine.core.types import AnyArray, Float32Array, Int32Array, Int64Array
 
 
@@ -94,7 +94,8 @@ def _gather(  # type: ignore[no-untyped-def]
     sums = np.empty(most, np.float32)
     best = np.empty(most, np.float32)
     triggers = np.empty(most, np.int32)
-    keys = np.empty(most, np.uint64)
+    lines = np.empty((2, most), np.uint64)
+    keys = lines[0]
     sum_bits = sums.view(np.uint32)
     out_offsets[0] = 0
     written = 0
@@ -143,11 +144,9 @@ def _gather(  # type: ignore[no-untyped-def]
             take = min(slots, k[q])
             if take < slots:
                 select_top(keys, slots, take)
-            chosen = np.sort(keys[:take])
+            chosen = lines[sort_digits(lines, take, 0)]
             for rank in range(take):
-                row = np.int32(
-                    np.uint32(0xFFFFFFFF) - np.uint32(chosen[take - 1 - rank] & np.uint64(0xFFFFFFFF))
-                )
+                row = row_of(chosen[take - 1 - rank])
                 at = spread(row) & mask
                 while rows[table[at]] != row:
                     at = (at + 1) & mask

@@ -24,6 +24,9 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit
 
+from engine.core.hashing import spread
+from engine.core.select import row_of, sort_digits, sort_key
+
 
 class MergeMode(IntEnum):
     """How items are taken; see the module's text."""
@@ -144,7 +147,7 @@ def _merge(  # type: ignore[no-untyped-def]
             for p in range(offsets[c * queries + q], offsets[c * queries + q + 1]):
                 if not keep[p]:
                     continue
-                at = _spread(rows[p]) & mask
+                at = spread(rows[p]) & mask
                 while table[at] != -1 and slot_row[table[at]] != rows[p]:
                     at = (at + 1) & mask
                 slot = table[at]
@@ -249,31 +252,21 @@ def _merge(  # type: ignore[no-untyped-def]
     return items, proposals
 
 
-@njit(nogil=True, cache=True, inline="always")
-def _spread(row):  # type: ignore[no-untyped-def]
-    return np.int64(np.uint32(np.uint32(row) * np.uint32(2654435761)) >> np.uint32(7))
-
-
 @njit(nogil=True, cache=True)
 def _order(chosen, count, scores, rows, table):  # type: ignore[no-untyped-def]
-    """Sort chosen[:count] by score descending, then row.
-
-    The bits of a positive float rise with its value: (score, lower row first) is one integer. The hash table says
-    which slot a row has.
-    """
+    """Sort chosen[:count] by score descending, then row; the hash table says which slot a row has."""
     values = np.empty(count, np.float32)
     for i in range(count):
         values[i] = scores[chosen[i]]
     bits = values.view(np.uint32)
-    keys = np.empty(count, np.uint64)
+    lines = np.empty((2, count), np.uint64)
     for i in range(count):
-        reversed_row = np.uint64(np.uint32(0xFFFFFFFF) - np.uint32(rows[chosen[i]]))
-        keys[i] = (np.uint64(bits[i]) << np.uint64(32)) | reversed_row
-    keys.sort()
+        lines[0, i] = sort_key(bits[i], rows[chosen[i]])
+    keys = lines[sort_digits(lines, count, 0)]
     mask = table.size - 1
     for i in range(count):
-        row = np.int32(np.uint32(0xFFFFFFFF) - np.uint32(keys[count - 1 - i] & np.uint64(0xFFFFFFFF)))
-        at = _spread(row) & mask
+        row = row_of(keys[count - 1 - i])
+        at = spread(row) & mask
         while rows[table[at]] != row:
             at = (at + 1) & mask
         chosen[i] = table[at]

@@ -101,14 +101,17 @@ def sort_digits(lines, count, lowest):  # type: ignore[no-untyped-def]
     width = SHORT_DIGIT if count <= FEW else DIGIT
     counts = np.empty(1 << width, np.int64)
     digits = np.uint64((1 << width) - 1)
+    varying = np.uint64(0)
+    for i in range(count):
+        varying |= lines[0, i] ^ lines[0, 0]
     here = 0
     for shift in range(lowest, 64, width):
+        if (varying >> np.uint64(shift)) & digits == 0:
+            continue
         read, write = lines[here], lines[1 - here]
         counts[:] = 0
         for i in range(count):
             counts[(read[i] >> np.uint64(shift)) & digits] += 1
-        if count and counts[(read[0] >> np.uint64(shift)) & digits] == count:
-            continue
         begin = np.int64(0)
         for digit in range(counts.size):
             of = counts[digit]

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
-from engine.core.select import sort_digits
 from engine.models.tiles import in_wide_bytes, multiply, multiply_reference, product, soften, wide, widened
 
 
@@ -75,15 +74,3 @@ def test_columns_are_filled_up_with_zeros():
     assert codes.shape == (3, 32)
     assert not codes[:, 20:].any()
     np.testing.assert_allclose(codes[:, :20] * scales[:, None], vectors[rows], atol=scales.max() / 2 * 1.01)
-
-
-@given(st.integers(0, 300) | st.integers(500, 700), st.sampled_from((0, 32)), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
-def test_numbers_are_sorted_by_their_upper_bits_and_equal_ones_stay_in_order(count, lowest, seed):
-    random = np.random.default_rng(seed)
-    numbers = random.integers(0, 4, count, np.uint64) << np.uint64(random.integers(0, 62))
-    numbers |= random.integers(0, 3, count, np.uint64) << np.uint64(32)
-    lines = np.zeros((2, count + 3), np.uint64)
-    lines[0, :count] = numbers
-    order = np.argsort(numbers >> np.uint64(lowest), kind="stable")
-    assert lines[sort_digits(lines, count, lowest)][:count].tolist() == numbers[order].tolist()
