@@ -384,7 +384,7 @@ class _Bench:
             rows.append({name: round(value, 2) for name, value in (row | samples.percentiles()).items()})
         return rows
 
-    def _at_rates(self) -> dict[str, float]:
+    def _at_rates(self) -> dict[str, Any]:
         """Half of saturation, three times of it, and that of a scene with steps of degrading; in open loops, in turns.
 
         Saturation is measured in each round anew: how fast the machine is changes from minute to minute.
@@ -406,9 +406,13 @@ class _Bench:
                 measured["goodput_share"] = _ratio(measured["answered_per_s"], saturation)
                 for key, value in measured.items():
                     found.setdefault(f"{name}_{key}", []).append(value)
-        report: dict[str, float] = {}
+        report: dict[str, Any] = {}
         for key, values in found.items():
             report |= spread(key, values, 4 if key.endswith("share") else 2)
+        turns = zip(found["half_stolen_percent"], found["half_p99_ms"], strict=True)
+        report["half_turns"] = [
+            {"stolen_percent": stolen, "p99_ms": round(p99, 2)} for stolen, p99 in sorted(turns)
+        ]
         return report
 
     def _at_rate(self, rate: float, asked: list[bytes], number: int) -> dict[str, float]:
@@ -428,7 +432,7 @@ class _Bench:
         time.sleep(settings.warm_up)
         due = samples.waits.size
         sizes = samples.sizes[samples.answered]
-        gap = machine.findings["largest_host_gap_ms"]
+        gap, stolen = (machine.findings[name] for name in ("largest_host_gap_ms", "cpu_stolen_percent"))
         return {
             "offered_per_s": due / samples.seconds,
             "answered_per_s": samples.rate,
@@ -438,6 +442,7 @@ class _Bench:
             "p99_from_sent_ms": samples.p99_from_sent_ms(),
             "client_late_ms": samples.late * 1e3,
             "host_gap_ms": math.nan if gap is None else gap,
+            "stolen_percent": math.nan if stolen is None else stolen,
         } | samples.percentiles()
 
     def _kernels(self, report: dict[str, Any]) -> dict[str, Any]:

@@ -105,7 +105,14 @@ def bench_serve(
     shown += [name for name in ("h2load_requests_per_s", "h2load_echo_requests_per_s") if name in report]
     show_spreads(report, [name for name in shown if report[name] is not None])
     rows = console.table("", ("", "right"))
-    names = ["kernels_us", "glue_us", "half_p99_ms", "overload_goodput_share", "overload_p99_ms"]
+    names = [
+        "kernels_us",
+        "glue_us",
+        "half_p99_ms",
+        "half_stolen_percent",
+        "overload_goodput_share",
+        "overload_p99_ms",
+    ]
     names += ["degrading_goodput_share", "degrading_p99_ms", "rss_mb"]
     for name in names:
         rows.add_row(name, "-" if report[name] is None else f"{report[name]:,.3f}")

@@ -65,6 +65,7 @@ def test_bench_serve_measures_the_server_beside_an_echo_and_the_baseline(world, 
     assert report["half_offered_per_s"] > 0
     assert 0 < report["half_p99_from_sent_ms"] <= report["half_p99_ms"]
     assert 0 < report["half_answered_share"] <= 1
+    assert [turn["p99_ms"] for turn in report["half_turns"]] == [report["half_p99_ms"]]
     assert 0 < report["degrading_answered_share"] <= 1
     assert report["degrading_answer_bytes"] <= 1.01 * report["answer_bytes"]
     assert report["half_answer_bytes"] == pytest.approx(report["answer_bytes"], rel=0.1)
