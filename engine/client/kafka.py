@@ -127,8 +127,7 @@ class KafkaFeed:
                 def on_revoke(consumer: Any, partitions: Sequence[Any]) -> None:
                     del consumer
                     self._drain(stream)
-                    # What is answered later is no more for us to commit.
-                    self._epochs.update(each.partition for each in partitions)
+                    self._part_with(partitions)
 
                 self._consumer.subscribe([self._topic], on_revoke=on_revoke, on_lost=self._on_lost)
                 while not stop.is_set():
@@ -213,9 +212,15 @@ class KafkaFeed:
             self._receive(stream, left)
 
     def _on_lost(self, consumer: Any, partitions: Sequence[Any]) -> None:
-        """Partitions went to others without our doing: nothing of theirs may be committed any more."""
+        """Partitions went to others without our doing."""
         del consumer
+        self._part_with(partitions)
+
+    def _part_with(self, partitions: Sequence[Any]) -> None:
+        """See that nothing of theirs is committed by us any more, and that they can be read should they come back."""
         self._epochs.update(each.partition for each in partitions)
+        # A partition that leaves while it is paused is still paused when it comes back, and in between cannot be resumed.
+        self._pause(False)
 
     def _pause(self, wanted: bool) -> None:
         if wanted != self._paused:

@@ -16,6 +16,7 @@ from ingest_world import ingesting
 from recall.v1 import ingest_pb2 as pb
 
 from engine.client import IngestClient
+from engine.client._ingest import IN_FLIGHT
 from engine.client.kafka import KafkaFeed, decoded
 from engine.state.layout import RECENT
 
@@ -170,6 +171,23 @@ def test_partitions_move_to_a_second_consumer_and_every_message_counts_once(worl
     assert set(items_of(world, 5)) >= set(range(max(0, done - 100), done))
     # A commit that meets a rebalance may be refused; what is not acknowledged is never committed.
     assert 0 < committed(cluster, "shared", "g", 4) <= done
+
+
+def test_a_consumer_that_was_full_when_partitions_moved_reads_on(cluster, tmp_path):
+    with ingesting(tmp_path, durability="always") as own:
+        own.embedded.stop()
+        produce(cluster, "full", [click(6, n) for n in range(40)])
+        with feeding(own, cluster, "full", batch=1) as first:
+            until(lambda: len(first._sent) == IN_FLIGHT)  # its partitions are paused
+            with feeding(own, cluster, "full", batch=1) as second:
+                time.sleep(2)  # it gives its partitions away when the answers under way have come
+                own.embedded.start()
+                until(lambda: first._epochs)
+                for n in range(40, 80):
+                    produce(cluster, "full", [click(6, n)], key=str(n))
+                until(lambda: set(items_of(own, 6)) == set(range(80)))
+                assert first.counts["accepted"] > IN_FLIGHT
+                assert second.counts["accepted"]
 
 
 def test_a_consumer_that_is_killed_loses_nothing_and_another_one_goes_on(world, cluster):
