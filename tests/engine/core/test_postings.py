@@ -230,6 +230,18 @@ def test_further_lists_are_read_only_where_the_first_is_thin(own, asked):
         assert (own in answer.rows) == asked, "however many are asked for"
 
 
+def test_items_of_one_score_are_in_order_of_row_however_many():
+    rng = np.random.default_rng(5)
+    world = World(rng.integers(0, 3, 3_000), rng.choice([-1, 90 * DAY], 3_000))
+    moved = rng.permutation(3_000)[:500]
+    for row in moved.tolist():
+        world.change(row, row % 3, 90 * DAY)
+    world.tell(moved)
+    queries = [[(0, 1.0), (1, 1.0), (2, 1.0)]] * 3
+    k = np.array([2_900, 700, 30], np.int32)
+    same(*world.both(ask(queries), Reading.of(PostOptions()), np.full(3, NOW), k))
+
+
 def test_nothing_changed_costs_nothing_and_the_overlay_holds_an_item_once():
     world = World([1] * 4, [DAY] * 4)
     world.tell([0, 1, 2, 3])
@@ -262,4 +274,4 @@ def test_rows_past_the_snapshot_one_by_one_stay_within_all_arrays() -> None:
         columns.grow(row + 1)
         columns.put("published_at", np.array([row], np.int32), np.array([row]))
         posts.update(np.array([row], np.int32), np.zeros(1, np.int64))
-        assert posts._moved.size * 8 >= posts._latest.size
+        assert posts._overlay._moved.size * 8 >= posts._overlay._latest.size
