@@ -46,9 +46,6 @@ _STOP_SECONDS = 60.0
 _LOOK_SECONDS = 0.1
 _LONGEST_PAUSE = 5.0
 
-_left_running: list[subprocess.Popen[bytes]] = []
-"""Children that others use: kept, or Python would complain of processes that nobody waits for."""
-
 _log = logging.getLogger(__name__)
 
 
@@ -173,7 +170,7 @@ class EmbeddedStore:
         if self._alone():
             self._end()
         elif self._child is not None:
-            _left_running.append(self._child)
+            self._child.returncode = 0  # others use it: Python is not to complain that nobody waits for it
         self._child = None
         self._release()
 
