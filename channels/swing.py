@@ -17,6 +17,7 @@ from engine.core.blocks import over_blocks
 from engine.core.candidates import CandidateBatch, TriggerKind
 from engine.core.channel import BuildContext, Channel, LoadContext, Progress
 from engine.core.errors import BuildError
+from engine.core.hashing import GOLDEN, scrambled
 from engine.core.options import Online, Options, Tune
 from engine.core.query import QueryBatch
 from engine.core.select import drain, offer, sort_key
@@ -197,16 +198,10 @@ def _draw(indptr, columns, most, seed, kept, out):  # type: ignore[no-untyped-de
     for r in range(indptr.size - 1):
         length = indptr[r + 1] - indptr[r]
         at = kept[r]
-        state = (seed + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(r) * np.uint64(
-            0xD1B54A32D192ED03
-        )
+        state = (seed + np.uint64(1)) * np.uint64(GOLDEN) + np.uint64(r) * np.uint64(0xD1B54A32D192ED03)
         for p in range(length):
-            state += np.uint64(0x9E3779B97F4A7C15)  # splitmix64
-            z = state
-            z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-            z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-            z = z ^ (z >> np.uint64(31))
-            uniform = np.float64(z >> np.uint64(11)) / 9007199254740992.0
+            state += np.uint64(GOLDEN)  # splitmix64
+            uniform = np.float64(scrambled(state) >> np.uint64(11)) / 9007199254740992.0
             if uniform * (length - p) < kept[r + 1] - at:
                 out[at] = columns[indptr[r] + p]
                 at += 1

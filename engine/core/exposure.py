@@ -21,6 +21,7 @@ from numba import njit
 
 from engine.core.candidates import FanOut
 from engine.core.errors import StateUnavailableError
+from engine.core.hashing import FIRST_MIX, GOLDEN, SECOND_MIX, scrambled
 from engine.core.types import BoolArray, Int64Array, UInt8Array, UInt64Array
 
 VERSION = 1
@@ -32,9 +33,6 @@ MAX_HASHES = 16
 LARGEST_LINK = 1 << 20
 """Bits; no link is longer."""
 
-GOLDEN = 0x9E3779B97F4A7C15
-FIRST_MIX = 0xBF58476D1CE4E5B9
-SECOND_MIX = 0x94D049BB133111EB
 QUADRATIC = 0x9E3779B9
 LOW = 0xFFFFFFFF
 WORD = 0xFFFFFFFFFFFFFFFF
@@ -446,10 +444,7 @@ def _seen(rows, segments, queries, keys, words, groups, table, hashed, found):  
             # All hashes first: nothing in this loop depends on what is read, so the reads of the keys, which lie all
             # over the catalogue, overlap.
             for p in range(segments[s], segments[s + 1]):
-                z = np.uint64(keys[rows[p]]) + np.uint64(GOLDEN)
-                z = (z ^ (z >> np.uint64(30))) * np.uint64(FIRST_MIX)
-                z = (z ^ (z >> np.uint64(27))) * np.uint64(SECOND_MIX)
-                hashed[p] = z ^ (z >> np.uint64(31))
+                hashed[p] = scrambled(np.uint64(keys[rows[p]]) + np.uint64(GOLDEN))
             for g in range(offsets[q], offsets[q + 1]):
                 length, probes_ = np.uint64(groups[g, 1]), np.uint64(groups[g, 2])
                 mine = words[groups[g, 0] : groups[g, 0] + groups[g, 1] // 8]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from engine.core.hashing import GOLDEN, scrambled
 from engine.core.int_table import IntTable
 from engine.core.types import NO_ROW, AnyArray, Int32Array, Int64Array
 
@@ -106,11 +107,8 @@ def _grown(array: AnyArray, size: int, fill: int = 0) -> AnyArray:
 
 @njit(nogil=True, cache=True, inline="always")
 def _height(row):  # type: ignore[no-untyped-def]
-    """How many levels a row's entry reaches: its hash (splitmix64's finisher) decides, so runs repeat."""
-    z = (np.uint64(row) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
+    """How many levels a row's entry reaches: its hash decides, so runs repeat."""
+    z = scrambled((np.uint64(row) + np.uint64(1)) * np.uint64(GOLDEN))
     height = 1
     while height < LEVELS and z & np.uint64(7) == np.uint64(0):
         z >>= np.uint64(3)

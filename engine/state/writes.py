@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engine.core.exposure import FIRST_MIX, GOLDEN, SECOND_MIX, splitmix64
+from engine.core.exposure import splitmix64
+from engine.core.hashing import FIRST_MIX, GOLDEN, SECOND_MIX
 from engine.core.types import Float32Array, Int64Array
 from engine.state.events import action_record, shown_records
 from engine.state.exposure import ExposureBackend

@@ -5,22 +5,15 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from engine.core.hashing import GOLDEN, scrambled
 from engine.core.types import AnyArray, Float64Array, Int64Array
-
-
-@njit(nogil=True, cache=True, inline="always")
-def scrambled(z):  # type: ignore[no-untyped-def]
-    """The finisher of splitmix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators, 2014)."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
 
 
 @njit(nogil=True, cache=True, inline="always")
 def mixed(one, other):  # type: ignore[no-untyped-def]
     """uint64 from two: the seed of a stream of its own, or a draw that is the same whenever it is made again."""
-    golden = np.uint64(0x9E3779B97F4A7C15)
-    return scrambled(scrambled(np.uint64(one) + golden) ^ (np.uint64(other) * np.uint64(0xD1B54A32D192ED03)))
+    mine = scrambled(np.uint64(one) + np.uint64(GOLDEN))
+    return scrambled(mine ^ (np.uint64(other) * np.uint64(0xD1B54A32D192ED03)))
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -32,7 +25,7 @@ def unit(word):  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True, inline="always")
 def draw(state):  # type: ignore[no-untyped-def]
     """The next float64 in [0, 1) of a splitmix64 stream; `state` is uint64[1]."""
-    state[0] += np.uint64(0x9E3779B97F4A7C15)
+    state[0] += np.uint64(GOLDEN)
     return unit(scrambled(state[0]))
 
 
